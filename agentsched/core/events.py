@@ -1,0 +1,194 @@
+"""What hosts tell the core: the facts of programs, calls, tool calls and engines.
+
+Every event is an immutable value, checked when it is made, so an event that exists is a legal one
+(``ValueError`` names the field otherwise). Events carry no time of their own: the host passes
+``now`` (seconds of one monotonic clock) beside the event. The core numbers events as it handles
+them, and that number is the ``cause`` of every decision that follows.
+
+Token counts are in tokens of the engine's tokenizer, sizes in bytes, durations in seconds.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+_NAMES = frozenset({"program", "call", "tool_call", "engine", "tenant"})
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of the vocabulary: refuses empty names, NaN and negative amounts."""
+
+    def __post_init__(self) -> None:
+        for field in self.__struct_fields__:
+            value = getattr(self, field)
+            if isinstance(value, int | float) and not value >= 0:
+                raise ValueError(f"{type(self).__name__}.{field} must be >= 0, got {value!r}")
+            if value == "" and field in _NAMES:
+                raise ValueError(f"{type(self).__name__}.{field} must not be empty")
+
+
+class Event(Value, frozen=True, kw_only=True, tag_field="event", tag=True):
+    """Base of all events."""
+
+
+class ToolCallRef(Value, frozen=True, kw_only=True):
+    """A tool call that the model asked for: ``tool`` is the function's name."""
+
+    tool_call: str
+    tool: str
+
+
+class ProgramOpened(Event, frozen=True, kw_only=True):
+    """A program's first call is about to arrive, or its owner announced it."""
+
+    program: str
+    tenant: str = "default"
+
+
+class CallArrived(Event, frozen=True, kw_only=True):
+    """A call reached the gateway; it waits there until its program is admitted.
+
+    ``answers`` names the tool calls whose results this call carries.
+    """
+
+    call: str
+    program: str
+    prompt_tokens: int
+    max_output_tokens: int
+    answers: tuple[str, ...] = ()
+
+
+class CallStarted(Event, frozen=True, kw_only=True):
+    """The engine began to compute the call; ``cached_tokens`` of its prompt were held already."""
+
+    call: str
+    cached_tokens: int
+
+
+class FirstToken(Event, frozen=True, kw_only=True):
+    """The call's first output token left the engine."""
+
+    call: str
+
+
+class CallFinished(Event, frozen=True, kw_only=True):
+    """The call ended well. ``recomputed_tokens``: prefilled although the engine had held them once."""
+
+    call: str
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    recomputed_tokens: int = 0
+    tool_calls: tuple[ToolCallRef, ...] = ()
+
+
+class CallAborted(Event, frozen=True, kw_only=True):
+    """The call ended without an answer: client gone, engine lost, or an error."""
+
+    call: str
+    reason: str
+
+
+class ToolStarted(Event, frozen=True, kw_only=True):
+    """A tool call began to run. ``tool`` is the function, ``command`` its class (first word), if known."""
+
+    tool_call: str
+    program: str
+    tool: str
+    command: str = ""
+
+
+class ToolProgressed(Event, frozen=True, kw_only=True):
+    """Evidence from a running tool: what it used so far and, where it tells, the share done."""
+
+    tool_call: str
+    program: str
+    cpu_s: float
+    memory_bytes: int
+    done_fraction: float | None = None
+
+
+class ToolFinished(Event, frozen=True, kw_only=True):
+    """A tool call ended. ``exit_status`` is 0-255, or 128 + signal number."""
+
+    tool_call: str
+    program: str
+    exit_status: int
+    wall_s: float
+    cpu_s: float
+    peak_memory_bytes: int
+
+
+class ProgramClosed(Event, frozen=True, kw_only=True):
+    """The program will make no more calls."""
+
+    program: str
+
+
+class EngineAttached(Event, frozen=True, kw_only=True):
+    """An engine connected (again): its limits. A full ``StepReport`` snapshot follows."""
+
+    engine: str
+    capacity_tokens: int
+    block_tokens: int
+    host_capacity_tokens: int = 0
+    max_running: int = 64
+
+
+class EngineLost(Event, frozen=True, kw_only=True):
+    """An engine went away; all KV that it held is gone."""
+
+    engine: str
+
+
+class Held(Value, frozen=True, kw_only=True):
+    """KV held for one program, tokens; a shared block counts for each of its owners."""
+
+    program: str
+    device_tokens: int
+    host_tokens: int = 0
+
+
+class StepReport(Event, frozen=True, kw_only=True):
+    """What an engine holds and did since its last report.
+
+    ``held`` lists the programs that changed, or all of them if ``snapshot``. ``free_tokens`` counts
+    blocks that hold nothing; blocks kept only as cache are ``capacity - free - in use``.
+    """
+
+    engine: str
+    free_tokens: int
+    evictable_tokens: int
+    held: tuple[Held, ...] = ()
+    snapshot: bool = False
+    evicted_tokens: int = 0
+    prefilled_tokens: int = 0
+    decoded_tokens: int = 0
+    recomputed_tokens: int = 0
+    running: int = 0
+    queued: int = 0
+    step_s: float = 0.0
+    broken_leases: tuple[str, ...] = ()
+    preempted: tuple[str, ...] = ()
+
+
+class Woken(Event, frozen=True, kw_only=True):
+    """The time that the core asked for with ``next_wakeup`` has come."""
+
+
+AnyEvent = (
+    ProgramOpened
+    | CallArrived
+    | CallStarted
+    | FirstToken
+    | CallFinished
+    | CallAborted
+    | ToolStarted
+    | ToolProgressed
+    | ToolFinished
+    | ProgramClosed
+    | EngineAttached
+    | EngineLost
+    | StepReport
+    | Woken
+)
