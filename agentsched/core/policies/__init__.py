@@ -1,0 +1,27 @@
+"""Complete policies by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from agentsched.core.policies.agentsched import agentsched
+from agentsched.core.policies.continuum import continuum
+from agentsched.core.policies.fcfs_lru import fcfs_lru
+from agentsched.core.policies.parts import Policy
+
+__all__ = ["POLICY_NAMES", "Policy", "make_policy"]
+
+_POLICIES: dict[str, Callable[[], Policy]] = {
+    "fcfs-lru": fcfs_lru,
+    "continuum": continuum,
+    "agentsched": agentsched,
+}
+POLICY_NAMES = tuple(_POLICIES)
+
+
+def make_policy(name: str) -> Policy:
+    """A new policy with nothing learned yet. Raises ValueError listing the names."""
+    try:
+        return _POLICIES[name]()
+    except KeyError:
+        raise ValueError(f"unknown policy {name!r}; choose one of {', '.join(POLICY_NAMES)}") from None

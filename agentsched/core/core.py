@@ -1,0 +1,85 @@
+"""The scheduling core: events in, decisions out.
+
+It opens nothing, sleeps never, reads no clock, holds no lock and draws no random number; hosts (the
+daemon on a real clock, the simulator on a virtual one) drive it unchanged. One call of ``handle``
+
+1. numbers the event and applies it to the state (``state.py``), or raises ``IllegalEvent`` and has
+   changed nothing;
+2. lets the policy learn from it;
+3. asks the policy's parts what follows: retention for the program whose gap began or changed, ranks
+   where they changed, and admission last, since it depends on everything else.
+
+The same events in the same order give the same decisions: that is what replay rests on.
+"""
+
+from __future__ import annotations
+
+from agentsched.core import events as ev
+from agentsched.core.decisions import AnyDecision
+from agentsched.core.orders import Numbering, Orders
+from agentsched.core.policies.parts import Policy
+from agentsched.core.state import IllegalEvent, Program, State
+
+
+class Core:
+    """One scheduler for a set of engines. ``epoch`` fences it off from cores that came before."""
+
+    def __init__(self, policy: Policy, *, epoch: int = 1) -> None:
+        self.policy = policy
+        self.state = State()
+        self._numbering = Numbering(epoch)
+        self._ranks: dict[str, float] = {}
+        self._now = float("-inf")
+
+    def handle(self, now: float, event: ev.AnyEvent) -> list[AnyDecision]:
+        """Take one event at ``now`` (monotonic seconds) and answer what is to be done, in order.
+
+        Raises ``IllegalEvent`` for what cannot be (an unknown program, time running backwards); the
+        core is unchanged then and goes on.
+        """
+        if now < self._now:
+            raise IllegalEvent(f"time runs backwards: {now} after {self._now}")
+        subject = self.state.apply(now, event)
+        self._now = now
+        self._numbering.cause += 1
+        self.policy.observe(self.state, now, event, subject)
+        orders = Orders(self.state, self._numbering, now)
+        self._follow(orders, event, subject)
+        self.policy.admission.review(self.state, orders)
+        for program in orders.admitted:  # what the engine knew was released with the last seat
+            self._ranks.pop(program.name, None)
+            self._rank(orders, program)
+        return orders.decided
+
+    def next_wakeup(self) -> float | None:
+        """When the core wants a ``Woken`` event, monotonic seconds; None if it waits for nothing."""
+        return self.policy.admission.next_review_s(self.state)
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError if the core's own books disagree."""
+        self.state.check_invariants()
+
+    def _follow(self, orders: Orders, event: ev.AnyEvent, subject: Program | None) -> None:
+        match event:
+            case ev.EngineAttached():
+                self.policy.retention.terms(orders, event.engine)
+            case ev.StepReport():
+                for name in event.preempted:
+                    if name in self.state.programs:
+                        self._rank(orders, self.state.programs[name], preempted=True)
+            case ev.ProgramClosed() if subject is not None:
+                self._ranks.pop(subject.name, None)
+                if subject.home is not None:
+                    orders.release(subject, subject.home, "the program ended")
+            case ev.CallArrived() if subject is not None and subject.foreground:
+                self._rank(orders, subject)
+                self.policy.retention.returned(self.state, orders, subject)
+            case ev.CallFinished() | ev.ToolStarted() | ev.ToolProgressed() if subject is not None:
+                if subject.in_gap and subject.foreground:
+                    self.policy.retention.away(self.state, orders, subject)
+
+    def _rank(self, orders: Orders, program: Program, *, preempted: bool = False) -> None:
+        key = self.policy.rank.key(self.state, program, orders.now, preempted=preempted)
+        if program.seat is not None and key is not None and self._ranks.get(program.name) != key.value:
+            self._ranks[program.name] = key.value
+            orders.rank(program, program.seat, key.value, key.reason)

@@ -1,0 +1,53 @@
+"""How much KV a set of programs will need at most, if each goes on growing until it ends.
+
+After Past-Future (admission by the predicted peak of memory over time, not by today's use): every
+program grows from call to call and frees everything at its end, so the need rises until somebody
+ends, falls, and rises again. The peak of that curve, not the sum of final contexts, is what has to
+fit. Time is counted in calls: all programs are taken to make calls at the same pace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from agentsched.core.state import Program, State
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """One program: tokens it holds now, tokens each further call adds, calls it has left."""
+
+    now_tokens: float
+    growth_tokens: float
+    calls_left: float
+
+    def tokens_at(self, calls: float) -> float:
+        """Context after so many more calls, if it has not ended by then."""
+        return self.now_tokens + self.growth_tokens * calls
+
+
+def forecast(state: State, program: Program) -> Forecast:
+    """What the learned models expect of a program."""
+    tokens = program.expected_context_tokens
+    first = program.first_prompt_tokens or tokens
+    return Forecast(
+        now_tokens=tokens,
+        growth_tokens=state.contexts.growth_tokens_per_call(
+            calls_done=program.calls_done, tokens_now=tokens, first_prompt_tokens=first
+        ),
+        calls_left=state.contexts.expected_calls_left(program.calls_done),
+    )
+
+
+def predicted_peak(forecasts: Iterable[Forecast]) -> float:
+    """The largest sum of contexts at any time from now on, tokens.
+
+    The sum only grows between endings, so its maxima lie just before one: n candidates.
+    """
+    remaining = sorted(forecasts, key=lambda f: f.calls_left)
+    peak = 0.0
+    for index, ending in enumerate(remaining):
+        need = sum(f.tokens_at(ending.calls_left) for f in remaining[index:])
+        peak = max(peak, need)
+    return peak

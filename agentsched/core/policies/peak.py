@@ -1,0 +1,133 @@
+"""Admission by predicted future peak, in program order, with the overcommit found online.
+
+Nothing thrashes like admitting one program too many: past the point where the foreground programs'
+KV fits, every return finds its KV gone, and throughput falls to a third and stays there. So a
+program gets a seat only while the predicted peak over time of all seated programs, with it, fits
+into the engine's KV times its overcommit (``forecast.predicted_peak``). Four rules around that:
+
+* Strictly in program order: who cannot be seated holds back who came later. A first program is
+  always seated, so somebody can always run to the end, and everybody's turn comes.
+* A program whose gap has outlasted its patience gives its seat to whoever waits. It keeps its place
+  in the order, and is the first to be seated again.
+* If the contexts outgrow the engine all the same, the youngest program in a gap is paused, before
+  the engine has to throw away KV that somebody needs.
+* Overcommit rises while an engine has nothing to do and programs wait, and falls at once when KV
+  has to be recomputed. Programs are away much of the time, so some is always right; past the right
+  amount everything collapses quickly, so it errs low.
+"""
+
+from __future__ import annotations
+
+from agentsched.core import events as ev
+from agentsched.core.forecast import forecast, predicted_peak
+from agentsched.core.orders import Orders
+from agentsched.core.policies.parts import Placement
+from agentsched.core.state import Program, State
+
+MIN_PATIENCE_S = 20.0
+RETRY_AFTER_S = 30.0
+
+
+class Overcommit:
+    """One factor an engine: raised slowly by idleness, halved towards 1 by recomputation."""
+
+    STEP = 0.05
+    IDLE_S = 2.0
+    MAX = 2.0
+    RECOMPUTED_SHARE = 0.02
+
+    def __init__(self) -> None:
+        self._factor: dict[str, float] = {}
+        self._idle_since_s: dict[str, float] = {}
+
+    def factor(self, engine: str) -> float:
+        return self._factor.get(engine, 1.0)
+
+    def observe(self, state: State, now: float, event: ev.AnyEvent, subject: Program | None) -> None:
+        if not isinstance(event, ev.StepReport):
+            return
+        engine, factor = event.engine, self.factor(event.engine)
+        if event.recomputed_tokens > self.RECOMPUTED_SHARE * max(1, event.prefilled_tokens):
+            self._factor[engine] = 1.0 + (factor - 1.0) / 2
+        if event.running or event.queued or not state.waiting():
+            self._idle_since_s.pop(engine, None)
+        elif now - self._idle_since_s.setdefault(engine, now) >= self.IDLE_S:
+            self._factor[engine] = min(self.MAX, factor + self.STEP)
+            self._idle_since_s[engine] = now
+
+
+class PeakAdmission:
+    """The gate."""
+
+    def __init__(self, placement: Placement, overcommit: Overcommit, *, max_waiting: int = 10_000) -> None:
+        self._placement = placement
+        self._overcommit = overcommit
+        self._max_waiting = max_waiting
+
+    def review(self, state: State, orders: Orders) -> None:
+        waiting = state.waiting()
+        for engine in state.engines:
+            self._relieve(state, orders, engine)
+        for program in waiting:
+            if not self._seat(state, orders, program):
+                break
+        for program in state.waiting()[self._max_waiting :]:
+            orders.reject(program, RETRY_AFTER_S, f"{self._max_waiting} programs wait already")
+
+    def next_review_s(self, state: State) -> float | None:
+        if not state.waiting():
+            return None
+        ends = [self._patience_ends_s(state, p) for p in state.programs.values() if p.foreground]
+        return min((end for end in ends if end is not None), default=None)
+
+    def bound_tokens(self, state: State, engine: str) -> float:
+        """What the predicted peak has to stay within."""
+        return state.engines[engine].capacity_tokens * self._overcommit.factor(engine)
+
+    def _seat(self, state: State, orders: Orders, program: Program) -> bool:
+        for engine in self._placement.candidates(state, program):
+            if self._fits(state, orders, program, engine):
+                return True
+        for engine in self._placement.candidates(state, program):
+            for idler in self._idlers(state, orders.now, engine):
+                if idler.order != program.order:
+                    orders.pause(idler, "its gap has outlasted its patience while others wait")
+                if self._fits(state, orders, program, engine):
+                    return True
+        return False
+
+    def _fits(self, state: State, orders: Orders, program: Program, engine: str) -> bool:
+        seated = state.seated(engine)
+        bound = self.bound_tokens(state, engine)
+        peak = predicted_peak([forecast(state, p) for p in [*seated, program]])
+        if seated and peak > bound:
+            return False
+        orders.admit(program, engine, f"predicted peak {peak:,.0f} of {bound:,.0f} tokens with it")
+        return True
+
+    def _idlers(self, state: State, now: float, engine: str) -> list[Program]:
+        """Seated programs past their patience, longest away first."""
+        late = []
+        for program in state.seated(engine):
+            ends_s = self._patience_ends_s(state, program)
+            if ends_s is not None and ends_s <= now:
+                late.append(program)
+        return sorted(late, key=lambda p: (p.gap_since_s, p.order))
+
+    def _patience_ends_s(self, state: State, program: Program) -> float | None:
+        if program.gap_since_s is None:
+            return None
+        durations = state.gaps.samples(program.gap_key)
+        p95_s = durations[min(len(durations) - 1, int(0.95 * len(durations)))]
+        return program.gap_since_s + max(MIN_PATIENCE_S, 2 * p95_s)
+
+    def _relieve(self, state: State, orders: Orders, engine: str) -> None:
+        seated = state.seated(engine)
+        need = sum(p.expected_context_tokens for p in seated)
+        limit = self.bound_tokens(state, engine)
+        for program in reversed(seated[1:]):
+            if need <= limit:
+                return
+            if program.in_gap:
+                need -= program.expected_context_tokens
+                orders.pause(program, f"contexts outgrew the engine by {need - limit:,.0f} tokens")

@@ -1,0 +1,316 @@
+"""The state of programs, calls and engines, and the only file that changes it.
+
+A **call** walks through the phases of one table, ``TRANSITIONS``, keyed by (phase, event); a pair
+that is absent raises ``IllegalEvent``: there is no silent detour.
+
+    (arrives) -> WAITING -> SENT -> RUNNING -> DECODING -> (ended)
+
+* WAITING: held at the gateway because its program has no seat.
+* SENT: let through; queued in the engine. RUNNING: prefill began. DECODING: first token is out.
+* A call may end from every phase. When its engine is lost it goes back to WAITING, since the
+  gateway still holds it; whether to answer it with an error is the gateway's choice (CallAborted).
+
+A **program** is *foreground* while it has a ``seat``: the engine that should hold its KV; else it is
+*paused*. Seats change by decisions only (``seat``, ``unseat``). Between calls a program is in a gap;
+it may have several calls at once (sub-requests), and is in a gap when it has none.
+
+House rules: nothing outside this file writes these fields; nothing in this file knows a policy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from agentsched.core import events as ev
+from agentsched.graphs.predict import ContextModel, GapModel
+
+
+class IllegalEvent(Exception):
+    """The host reported what cannot be: an unknown name, or a step out of order. State is unchanged."""
+
+
+class Phase(Enum):
+    """Where a call is."""
+
+    WAITING = auto()
+    SENT = auto()
+    RUNNING = auto()
+    DECODING = auto()
+
+
+ENDED = None
+TRANSITIONS: dict[tuple[Phase, type[ev.Event]], Phase | None] = {
+    (Phase.SENT, ev.CallStarted): Phase.RUNNING,
+    (Phase.RUNNING, ev.CallStarted): Phase.RUNNING,  # preempted before its first token, begun again
+    (Phase.DECODING, ev.CallStarted): Phase.DECODING,  # preempted while decoding, begun again
+    (Phase.RUNNING, ev.FirstToken): Phase.DECODING,
+    (Phase.DECODING, ev.CallFinished): ENDED,
+    (Phase.RUNNING, ev.CallFinished): ENDED,  # an empty answer has no first token
+    (Phase.WAITING, ev.CallAborted): ENDED,
+    (Phase.SENT, ev.CallAborted): ENDED,
+    (Phase.RUNNING, ev.CallAborted): ENDED,
+    (Phase.DECODING, ev.CallAborted): ENDED,
+    (Phase.WAITING, ev.EngineLost): Phase.WAITING,
+    (Phase.SENT, ev.EngineLost): Phase.WAITING,
+    (Phase.RUNNING, ev.EngineLost): Phase.WAITING,
+    (Phase.DECODING, ev.EngineLost): Phase.WAITING,
+}
+
+
+@dataclass(slots=True)
+class Call:
+    """One live call. Times are monotonic seconds."""
+
+    name: str
+    program: str
+    arrived_s: float
+    prompt_tokens: int
+    max_output_tokens: int
+    phase: Phase = Phase.WAITING
+    started_s: float | None = None
+
+
+@dataclass(slots=True)
+class Program:
+    """One live program. ``order`` numbers programs by arrival; tokens and seconds as named."""
+
+    name: str
+    tenant: str
+    order: int
+    opened_s: float
+    seat: str | None = None
+    home: str | None = None  # the engine that last computed it, where its KV may still be
+    calls: dict[str, Call] = field(default_factory=dict)
+    calls_done: int = 0
+    first_prompt_tokens: int = 0
+    context_tokens: int = 0
+    gap_since_s: float | None = None
+    tools: dict[str, str] = field(default_factory=dict)  # asked for or running: tool call -> gap key
+    gap_key: str = ""  # what the gap is predicted by: the tool, and its command class once known
+    held_tokens: int = 0  # on device, as last reported
+
+    @property
+    def foreground(self) -> bool:
+        return self.seat is not None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it has a call at the gateway that needs a seat."""
+        return any(call.phase is Phase.WAITING for call in self.calls.values())
+
+    @property
+    def in_gap(self) -> bool:
+        return not self.calls
+
+    @property
+    def expected_context_tokens(self) -> int:
+        """Its context at least: what it has, or what its live calls bring."""
+        return max([self.context_tokens, *(call.prompt_tokens for call in self.calls.values())])
+
+
+@dataclass(slots=True)
+class EngineState:
+    """One attached engine, as declared and last reported."""
+
+    name: str
+    capacity_tokens: int
+    free_tokens: int
+    running: int = 0
+    queued: int = 0
+    prefilled_tokens: int = 0
+    recomputed_tokens: int = 0
+    busy_s: float = 0.0
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Measured over the engine's life; a cautious 1,000 before anything was measured."""
+        return self.prefilled_tokens / self.busy_s if self.busy_s > 0 and self.prefilled_tokens else 1_000.0
+
+
+class State:
+    """All of the above plus the learned models. Mutated by ``apply``, ``seat`` and ``unseat``."""
+
+    def __init__(self) -> None:
+        self.programs: dict[str, Program] = {}
+        self.calls: dict[str, Call] = {}
+        self.engines: dict[str, EngineState] = {}
+        self.gaps = GapModel()
+        self.contexts = ContextModel()
+        self.programs_seen = 0
+
+    def apply(self, now: float, event: ev.AnyEvent) -> Program | None:
+        """Change the state as the event says; the program that it is about, also if it was closed.
+
+        Raises ``IllegalEvent``, and has changed nothing then.
+        """
+        match event:
+            case ev.ProgramOpened():
+                return self._open(now, event)
+            case ev.CallArrived():
+                return self._arrive(now, event)
+            case ev.CallStarted() | ev.FirstToken() | ev.CallFinished() | ev.CallAborted():
+                return self._advance(now, event)
+            case ev.ToolStarted() | ev.ToolProgressed() | ev.ToolFinished():
+                return self._tool(event)
+            case ev.ProgramClosed():
+                return self._close(event)
+            case ev.EngineAttached():
+                self.engines[event.engine] = EngineState(
+                    name=event.engine,
+                    capacity_tokens=event.capacity_tokens,
+                    free_tokens=event.capacity_tokens,
+                )
+            case ev.EngineLost():
+                self._lose(event)
+            case ev.StepReport():
+                self._report(event)
+            case ev.Woken():
+                pass
+        return None
+
+    def program(self, name: str) -> Program:
+        """The live program of that name. Raises ``IllegalEvent`` if there is none."""
+        try:
+            return self.programs[name]
+        except KeyError:
+            raise IllegalEvent(f"program {name!r} is not open") from None
+
+    def engine(self, name: str) -> EngineState:
+        """The attached engine of that name. Raises ``IllegalEvent`` if there is none."""
+        try:
+            return self.engines[name]
+        except KeyError:
+            raise IllegalEvent(f"engine {name!r} is not attached") from None
+
+    def waiting(self) -> list[Program]:
+        """Programs with a call at the gateway and no seat, in order of arrival."""
+        held = (p for p in self.programs.values() if not p.foreground and p.waiting)
+        return sorted(held, key=lambda p: p.order)
+
+    def seated(self, engine: str) -> list[Program]:
+        """The engine's foreground programs, in order of arrival."""
+        return sorted((p for p in self.programs.values() if p.seat == engine), key=lambda p: p.order)
+
+    def seat(self, program: Program, engine: str) -> None:
+        """The program becomes foreground: its waiting calls go to the engine."""
+        program.seat = program.home = engine
+        for call in program.calls.values():
+            if call.phase is Phase.WAITING:
+                call.phase = Phase.SENT
+
+    def unseat(self, program: Program) -> None:
+        """The program is paused: calls in the engine go on, the next ones wait."""
+        program.seat = None
+
+    def _open(self, now: float, event: ev.ProgramOpened) -> Program:
+        if event.program in self.programs:
+            raise IllegalEvent(f"program {event.program!r} is open already")
+        self.programs_seen += 1
+        program = Program(event.program, event.tenant, self.programs_seen, now)
+        self.programs[event.program] = program
+        return program
+
+    def _arrive(self, now: float, event: ev.CallArrived) -> Program:
+        program = self.program(event.program)
+        if event.call in self.calls:
+            raise IllegalEvent(f"call {event.call!r} has arrived already")
+        if program.in_gap and program.gap_since_s is not None:
+            self.gaps.observe(program.gap_key, now - program.gap_since_s)
+        program.gap_since_s = None
+        for tool_call in event.answers:
+            program.tools.pop(tool_call, None)
+        call = Call(event.call, event.program, now, event.prompt_tokens, event.max_output_tokens)
+        if program.foreground:
+            call.phase = Phase.SENT
+        program.calls[event.call] = self.calls[event.call] = call
+        program.first_prompt_tokens = program.first_prompt_tokens or event.prompt_tokens
+        return program
+
+    def _advance(
+        self, now: float, event: ev.CallStarted | ev.FirstToken | ev.CallFinished | ev.CallAborted
+    ) -> Program:
+        call = self.calls.get(event.call)
+        if call is None:
+            raise IllegalEvent(f"{type(event).__name__}: call {event.call!r} is not live")
+        if (call.phase, type(event)) not in TRANSITIONS:
+            raise IllegalEvent(f"{type(event).__name__} of call {event.call!r} in phase {call.phase.name}")
+        phase = TRANSITIONS[call.phase, type(event)]
+        if isinstance(event, ev.CallStarted):
+            call.started_s = now
+        program = self.programs[call.program]
+        if phase is not None:
+            call.phase = phase
+            return program
+        del self.calls[event.call], program.calls[event.call]
+        if isinstance(event, ev.CallFinished):
+            program.calls_done += 1
+            program.context_tokens = event.prompt_tokens + event.output_tokens
+            program.tools.update({ref.tool_call: ref.tool for ref in event.tool_calls})
+            program.gap_key = event.tool_calls[0].tool if event.tool_calls else ""
+        if program.in_gap:
+            program.gap_since_s = now
+        return program
+
+    def _tool(self, event: ev.ToolStarted | ev.ToolProgressed | ev.ToolFinished) -> Program:
+        program = self.program(event.program)
+        match event:
+            case ev.ToolStarted():
+                key = f"{event.tool}:{event.command}" if event.command else event.tool
+                program.tools[event.tool_call] = key
+                if program.in_gap:
+                    program.gap_key = key
+            case ev.ToolFinished():
+                program.tools.pop(event.tool_call, None)
+            case ev.ToolProgressed():
+                pass
+        return program
+
+    def _close(self, event: ev.ProgramClosed) -> Program:
+        program = self.program(event.program)
+        if program.calls:
+            raise IllegalEvent(f"program {event.program!r} has live calls: end them before closing it")
+        if program.calls_done:
+            self.contexts.observe_program(
+                calls=program.calls_done,
+                first_prompt_tokens=program.first_prompt_tokens,
+                final_tokens=program.context_tokens,
+            )
+        del self.programs[event.program]
+        return program
+
+    def _lose(self, event: ev.EngineLost) -> None:
+        self.engine(event.engine)
+        del self.engines[event.engine]
+        for program in self.programs.values():
+            if program.home == event.engine:
+                program.home, program.held_tokens = None, 0
+            if program.seat == event.engine:
+                program.seat = None
+                for call in program.calls.values():
+                    call.phase = TRANSITIONS[call.phase, ev.EngineLost] or call.phase
+
+    def _report(self, event: ev.StepReport) -> None:
+        engine = self.engine(event.engine)
+        engine.free_tokens, engine.running, engine.queued = event.free_tokens, event.running, event.queued
+        engine.prefilled_tokens += event.prefilled_tokens
+        engine.recomputed_tokens += event.recomputed_tokens
+        if event.prefilled_tokens:
+            engine.busy_s += event.step_s
+        if event.snapshot:
+            for program in self.programs.values():
+                if program.home == event.engine:
+                    program.held_tokens = 0
+        for held in event.held:
+            if held.program in self.programs and self.programs[held.program].home == event.engine:
+                self.programs[held.program].held_tokens = held.device_tokens
+
+    def check_invariants(self) -> None:
+        """Every call belongs to a program and the other way round; seats are of attached engines."""
+        owned = {name for program in self.programs.values() for name in program.calls}
+        assert owned == set(self.calls), "calls and programs disagree"
+        for program in self.programs.values():
+            assert program.seat is None or program.seat in self.engines, f"{program.name}: seat is gone"
+            waiting = [call.name for call in program.calls.values() if call.phase is Phase.WAITING]
+            assert not (program.foreground and waiting), f"{program.name}: seated, yet {waiting} wait"
+            assert (program.gap_since_s is None) or program.in_gap, f"{program.name}: gap with live calls"
