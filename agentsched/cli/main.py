@@ -1,0 +1,107 @@
+"""The command ``agentsched``: finds the subcommand, imports only that one, and turns what went wrong
+into one line and an exit status.
+
+Exit statuses: 0 well, 1 failed, 2 wrong usage, 130 interrupted. A subcommand that returns an integer
+sets the status itself (``agentsched run`` passes on that of the command that it ran).
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from agentsched import __version__
+
+# The one-line helps stand here and not only in the subcommands, so that `agentsched --help` need
+# not import torch and aiohttp to list them.
+COMMANDS = {
+    "demo": "Run real agents with a baseline policy and with ours, and compare.",
+    "serve": "Serve an OpenAI-compatible API that schedules agent programs.",
+    "run": "Run one command in a sandbox of its own.",
+    "doctor": "Print what this machine offers, and what is lost without the rest.",
+    "cleanup": "Remove what a killed run left behind.",
+}
+
+EXTRAS = {
+    "jinja2": "engine",
+    "numpy": "engine",
+    "safetensors": "engine",
+    "tokenizers": "engine",
+    "torch": "engine",
+    "transformers": "engine",
+    "minisweagent": "demo",
+    "plotly": "demo",
+}
+
+# \b keeps click from rewrapping the paragraph that follows
+EPILOG = """\b
+Examples:
+  agentsched doctor
+  agentsched demo
+  agentsched serve
+  agentsched run -- pytest -q
+
+'agentsched COMMAND --help' tells more.
+"""
+
+
+class LazyGroup(click.Group):
+    """A group whose subcommand NAME is ``agentsched.cli.NAME:NAME``, imported when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(import_module(f"agentsched.cli.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command), f"agentsched.cli.{cmd_name}.{cmd_name} is no click command"
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            ctx.fail(f"no command '{args[0]}'; there are: {', '.join(COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", message="agentsched %(version)s")
+def cli() -> None:
+    """Schedules LLM agents as whole programs: the KV cache of the engine and the tools on the host."""
+
+
+def missing_package(error: ModuleNotFoundError) -> str | None:
+    """How to install the optional package that ``error`` misses; None if it is not one of ours."""
+    package = (error.name or "").split(".")[0]
+    if package == "bcc":
+        return "this needs bcc: install the package python3-bpfcc of Debian or Ubuntu (not from PyPI)"
+    if package not in EXTRAS:
+        return None
+    return f"this needs the package '{package}': pip install 'agentsched[{EXTRAS[package]}]'"
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line ``args`` (default: the process's own) and exit with its status."""
+    try:
+        result = cli.main(args=args, prog_name="agentsched", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except ModuleNotFoundError as error:
+        hint = missing_package(error)
+        if hint is None:
+            raise
+        click.echo(f"Error: {hint}", err=True)
+        sys.exit(1)
+    sys.exit(result if isinstance(result, int) else 0)
