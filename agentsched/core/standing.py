@@ -21,12 +21,23 @@ The rules that keep this safe:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import assert_never
+from typing import Any, assert_never
 
-from agentsched.core.decisions import EngineOrder, EngineTerms, Prefetch, Rank, Release, Retain, Worth
+from agentsched.core.decisions import (
+    EngineOrder,
+    EngineTerms,
+    Prefetch,
+    Rank,
+    Release,
+    Retain,
+    Segment,
+    Worth,
+)
 
 VictimKey = tuple[float, float, int]
-Stamp = tuple[int, int]
+
+REMEMBERED = 100_000
+"""Past this, the number of the order that was renewed least recently is forgotten."""
 
 
 def worth_at(steps: Iterable[Worth], now: float) -> float:
@@ -52,7 +63,7 @@ class StandingOrders:
         self._retain: dict[str, Retain] = {}
         self._rank: dict[str, Rank] = {}
         self._prefetch: dict[str, Prefetch] = {}
-        self._newest: dict[tuple[str, str], Stamp] = {}
+        self._newest: dict[tuple[str, str], int] = {}
 
     def apply(self, order: EngineOrder) -> bool:
         """Take an order; False if it is a repetition or older than what is known."""
@@ -60,27 +71,46 @@ class StandingOrders:
             return False
         if order.epoch > self.epoch:
             self._supersede(order.epoch)
-        stamp = (order.epoch, order.seq)
-        program = "" if isinstance(order, EngineTerms) else order.program
-        kind = "retain" if isinstance(order, Release) else type(order).__name__.lower()
-        if stamp <= self._newest.get((kind, program), (-1, -1)):
-            return False
-        self._newest[kind, program] = stamp
         match order:
-            case Rank():
-                self._rank[program] = order
-            case Retain():
-                self._retain[program] = order
-            case Prefetch():
-                self._prefetch[program] = order
-            case Release():
-                self._retain.pop(program, None)
-                self._prefetch.pop(program, None)
-                self._rank.pop(program, None)
             case EngineTerms():
-                self.terms = order
+                changed = self._newer(order, "terms", "")
+                self.terms = order if changed else self.terms
+            case Rank():
+                if changed := self._newer(order, "rank", order.program):
+                    self._rank[order.program] = order
+            case Retain():
+                if changed := self._newer(order, "retain", order.program):
+                    self._retain[order.program] = order
+            case Prefetch():
+                if changed := self._newer(order, "prefetch", order.program):
+                    self._prefetch[order.program] = order
+            case Release():
+                changed = self._release(order)
             case _:
                 assert_never(order)
+        return changed
+
+    def _release(self, order: Release) -> bool:
+        changed = False
+        kinds: dict[str, dict[str, Any]] = {
+            "rank": self._rank,
+            "retain": self._retain,
+            "prefetch": self._prefetch,
+        }
+        for kind, orders in kinds.items():
+            if self._newer(order, kind, order.program):
+                orders.pop(order.program, None)
+                changed = True
+        return changed
+
+    def _newer(self, order: EngineOrder, kind: str, program: str) -> bool:
+        """Whether the order is the newest of its kind for the program; remembered if so."""
+        if order.seq <= self._newest.get((kind, program), -1):
+            return False
+        self._newest.pop((kind, program), None)
+        if len(self._newest) >= REMEMBERED:
+            del self._newest[next(iter(self._newest))]
+        self._newest[kind, program] = order.seq
         return True
 
     def _supersede(self, epoch: int) -> None:
@@ -95,23 +125,19 @@ class StandingOrders:
 
     def device_value(self, program: str, token: int, now: float) -> float:
         """What keeping token number ``token`` of the program's context on the device is worth."""
-        order = self._retain.get(program)
-        if order is None or now >= order.lease_until_s:
-            return 0.0
-        for segment in order.segments:
-            if segment.start_tokens <= token < segment.end_tokens:
-                return worth_at(segment.device, now)
-        return 0.0
+        segment = self._segment(program, token, now)
+        return worth_at(segment.device, now) if segment else 0.0
 
     def host_value(self, program: str, token: int, now: float) -> float:
         """The same for host memory."""
+        segment = self._segment(program, token, now)
+        return worth_at(segment.host, now) if segment else 0.0
+
+    def _segment(self, program: str, token: int, now: float) -> Segment | None:
         order = self._retain.get(program)
         if order is None or now >= order.lease_until_s:
-            return 0.0
-        for segment in order.segments:
-            if segment.start_tokens <= token < segment.end_tokens:
-                return worth_at(segment.host, now)
-        return 0.0
+            return None
+        return next((s for s in order.segments if s.start_tokens <= token < s.end_tokens), None)
 
     def prefetches(self) -> list[Prefetch]:
         """Open prefetch orders, most urgent first."""
