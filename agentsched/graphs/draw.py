@@ -13,11 +13,12 @@ from xml.etree import ElementTree as ET
 from agentsched.graphs.aeg import Aeg, CallNode, Node, ToolNode
 
 COLUMNS = 7
-BOX_W, CALL_H, TOOL_H = 146, 68, 54
-GAP_X, LANE_GAP, TOOL_GAP, ROW_GAP, MARGIN = 30, 32, 10, 46, 18
+BOX_W, CALL_H, TOOL_H = 152, 68, 54
+GAP_X, LANE_GAP, TOOL_GAP, ROW_GAP, MARGIN = 28, 32, 10, 46, 18
+MOST_CHARS = 26
 
 STYLE = """
-.aeg { font: 11px system-ui, sans-serif; }
+.aeg { font: 10.5px system-ui, sans-serif; }
 .aeg text { fill: var(--aeg-ink, #1c2430); }
 .aeg .name { font-weight: 600; }
 .aeg .box { stroke-width: 1.2; }
@@ -140,9 +141,9 @@ def _call(svg: ET.Element, corner: Point, node: CallNode) -> None:
     lines = [
         f"call {node.index + 1}" + (" (aborted)" if node.aborted_s is not None else ""),
         f"{node.prompt_tokens:,} in, {node.output_tokens:,} out",
-        f"{node.cached_tokens:,} cached"
-        + (f", {node.recomputed_tokens:,} again" if node.recomputed_tokens else ""),
-        _spent(node.arrived_s, end),
+        f"{node.cached_tokens:,} cached",
+        _spent(node.arrived_s, end)
+        + (f", {node.recomputed_tokens:,} recomputed" if node.recomputed_tokens else ""),
     ]
     title = f"call {node.call}: {', '.join(lines[1:])}"
     _box(group, corner, CALL_H, "call" + (" bad" if node.aborted_s is not None else ""), lines, title)
@@ -189,7 +190,7 @@ def _box(group: ET.Element, corner: Point, height: int, style: str, lines: list[
         place = {"x": f"{x + 9:g}", "y": f"{y + 15 + 13.5 * number:g}"}
         if number == 0:
             place["class"] = "name"
-        _text(group, "text", place, _shortened(line))
+        _text(group, "text", place, _shortened(line, MOST_CHARS - 6 if number == 0 else MOST_CHARS))
 
 
 def _bar(group: ET.Element, corner: Point, height: int, parts: dict[str, float]) -> None:
@@ -211,5 +212,5 @@ def _text(parent: ET.Element, tag: str, attributes: dict[str, str], text: str) -
     ET.SubElement(parent, tag, attributes).text = legal
 
 
-def _shortened(line: str, most: int = 24) -> str:
+def _shortened(line: str, most: int) -> str:
     return line if len(line) <= most else line[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
