@@ -1,0 +1,62 @@
+"""Sandboxes: every tool call in a control group leaf of its own, where the machine has them.
+
+    with Sandbox.open(program="p1") as sandbox:
+        result = sandbox.run(ToolSpec(command="pytest -q", timeout_s=60))
+
+``contract`` says what a sandbox can do; ``v2``, ``hybrid`` and ``none`` do it; ``detect`` chooses.
+Names are imported when first used: the watchdog process lives in this package too and stays small.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agentsched.cgroups.contract import (
+        Backend,
+        Capabilities,
+        Hint,
+        HostRefused,
+        Leaf,
+        Level,
+        Limits,
+        SandboxError,
+        SpecRefused,
+        ToolResult,
+        ToolSpec,
+        Unsupported,
+        Usage,
+    )
+    from agentsched.cgroups.sandbox import Sandbox
+    from agentsched.cgroups.spawn import run_tool, run_tool_sync
+
+__all__ = [
+    "Sandbox",
+    "ToolSpec",
+    "ToolResult",
+    "Usage",
+    "Limits",
+    "Hint",
+    "Level",
+    "run_tool",
+    "run_tool_sync",
+    "Leaf",
+    "Backend",
+    "Capabilities",
+    "SandboxError",
+    "SpecRefused",
+    "HostRefused",
+    "Unsupported",
+]
+
+_HOMES = {"Sandbox": "sandbox", "run_tool": "spawn", "run_tool_sync": "spawn"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'contract')}"), name)
+    globals()[name] = value
+    return value

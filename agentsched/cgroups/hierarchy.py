@@ -1,0 +1,92 @@
+"""Where the cgroup hierarchies are mounted, and where in each of them the caller is.
+
+Reads ``/proc/self/mountinfo`` and ``/proc/self/cgroup`` (proc(5), cgroups(7)). The text goes in as
+arguments, so that machines other than this one can be tested.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple
+
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+class Hierarchies(NamedTuple):
+    """The caller's own folder in each hierarchy that is mounted and visible."""
+
+    v2: str | None
+    v1: dict[str, str]
+
+
+class _Mount(NamedTuple):
+    root: str
+    point: str
+    controllers: frozenset[str]
+    is_v2: bool
+
+
+def _mounts(mountinfo: str) -> list[_Mount]:
+    found = []
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        fields, (kind, *rest) = before.split(), after.split() or [""]
+        if kind not in ("cgroup", "cgroup2") or len(fields) < 5:
+            continue
+        root, point = (_OCTAL.sub(lambda m: chr(int(m[1], 8)), field) for field in fields[3:5])
+        options = frozenset(rest[-1].split(",")) if rest else frozenset[str]()
+        found.append(_Mount(root, point, options, kind == "cgroup2"))
+    return found
+
+
+def _own_folder(mount: _Mount, path: str) -> str | None:
+    """The folder of cgroup ``path`` under the mount; None if the mount does not show it.
+
+    A container may see a mount whose root is its own cgroup, or paths with ``..`` of another
+    cgroup namespace.
+    """
+    if ".." in path.split("/"):
+        return None
+    root = "" if mount.root == "/" else mount.root
+    if root.startswith("/.."):
+        return None
+    if path != root and not path.startswith(root + "/"):
+        return None
+    return os.path.normpath(mount.point + path[len(root) :])
+
+
+def find(mountinfo: str, own: str) -> Hierarchies:
+    """The caller's folders, from the texts of /proc/self/mountinfo and /proc/self/cgroup."""
+    mounts = _mounts(mountinfo)
+    v2: str | None = None
+    v1: dict[str, str] = {}
+    for line in own.splitlines():
+        number, controllers, path = line.split(":", 2)
+        names = {name for name in controllers.split(",") if name}
+        for mount in mounts:
+            if mount.is_v2 != (number == "0" and not names) or not (
+                mount.is_v2 or names <= mount.controllers
+            ):
+                continue
+            folder = _own_folder(mount, path)
+            if folder is None:
+                continue
+            if mount.is_v2:
+                v2 = v2 or folder
+            else:
+                for name in names:
+                    v1.setdefault(name, folder)
+    return Hierarchies(v2, v1)
+
+
+def here() -> Hierarchies:
+    """The caller's folders on this machine; none at all where there is no /proc."""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            mountinfo = file.read()
+        with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            own = file.read()
+    except FileNotFoundError:
+        return Hierarchies(None, {})
+    return find(mountinfo, own)

@@ -1,0 +1,184 @@
+"""Sandboxes as callers use them, and the one runtime instance a process has behind them."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import ClassVar
+
+from agentsched.cgroups import detect, names
+from agentsched.cgroups.contract import Capabilities, Leaf, SandboxError, SpecRefused, ToolResult, ToolSpec
+from agentsched.cgroups.guard import Guard
+from agentsched.cgroups.none import PlainBackend
+from agentsched.cgroups.spawn import OnOutput, OnStart, run_tool, run_tool_sync
+
+_log = logging.getLogger(__name__)
+
+
+class Runtime:
+    """A backend and its watchdog. One a process and backend, shared by all sandboxes; it lives to
+    the end of the process, since a watchdog costs more to start than to keep."""
+
+    _shared: ClassVar[dict[str, Runtime]] = {}
+    _owner: ClassVar[int] = 0
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, wanted: str) -> None:
+        self.instance = names.new_instance()
+        self.guard = Guard(self.instance)
+        self.backend, self.refused = detect.choose(self.instance, self.guard, wanted)
+        if sys.platform == "linux":
+            mark = self.backend.mark if isinstance(self.backend, PlainBackend) else ""
+            self.guard.watch(self.backend.roots(), mark)
+        self._say_what_is_lost(wanted)
+
+    def _say_what_is_lost(self, wanted: str) -> None:
+        can = self.backend.capabilities
+        if can.whole_tree or wanted == can.backend:
+            return
+        why = "; ".join(f"{name}: {reason}" for name, reason in self.refused)
+        _log.warning("no cgroups for tool calls (%s). Lost: %s.", why, "; ".join(can.lost))
+
+    @classmethod
+    def shared(cls, wanted: str) -> Runtime:
+        """This process's runtime for a backend. Raises as ``detect.choose``."""
+        with cls._lock:
+            if cls._owner != os.getpid():
+                # after a fork these belong to the parent, and so do their leaves and watchdogs
+                for runtime in cls._shared.values():
+                    runtime.guard.forsake()
+                cls._shared.clear()
+                cls._owner = os.getpid()
+            if wanted not in cls._shared:
+                cls._shared[wanted] = cls(wanted)
+            return cls._shared[wanted]
+
+    @classmethod
+    def close_all(cls, *, wait: bool = True) -> None:
+        """Kill and remove everything that this process has in sandboxes, and let the watchdogs go.
+        Sandboxes that are open become unusable; new ones can be opened. Idempotent."""
+        with cls._lock:
+            if cls._owner != os.getpid():
+                return
+            runtimes = list(cls._shared.values())
+            cls._shared.clear()
+        for runtime in runtimes:
+            try:
+                runtime.backend.close()
+            finally:
+                runtime.guard.close(wait=wait)
+
+
+def _at_exit() -> None:
+    Runtime.close_all(wait=False)
+
+
+atexit.register(_at_exit)
+
+
+class Sandbox:
+    """Where the tool calls of one program run, each in a leaf of its own. Thread-safe."""
+
+    _numbers: ClassVar[itertools.count[int]] = itertools.count(1)
+
+    def __init__(self, runtime: Runtime, program: str) -> None:
+        self.program = program
+        self._runtime = runtime
+        self._leaves: dict[str, Leaf] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @classmethod
+    def open(cls, program: str = "", *, backend: str = "auto") -> Sandbox:
+        """A sandbox on the best backend there is, down to a plain process on any system.
+
+        ``backend`` (or AGENTSCHED_BACKEND) asks for ``v2``, ``hybrid``, ``v2-partial`` or ``none``
+        instead; ``HostRefused`` says why it cannot be had, ``SpecRefused`` that there is none such.
+        """
+        wanted = os.environ.get("AGENTSCHED_BACKEND", "auto") if backend == "auto" else backend
+        if wanted not in detect.NAMES:
+            raise SpecRefused(f"backend {wanted!r} is not one of {', '.join(detect.NAMES)}")
+        return cls(Runtime.shared(wanted), program or f"program-{os.getpid()}-{next(cls._numbers)}")
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the backend can do here, and what is lost."""
+        return self._runtime.backend.capabilities
+
+    @property
+    def refused(self) -> tuple[tuple[str, str], ...]:
+        """Better backends, each with the reason why it is not available."""
+        return self._runtime.refused
+
+    def run(
+        self, spec: ToolSpec, on_output: OnOutput | None = None, on_start: OnStart | None = None
+    ) -> ToolResult:
+        """Run a tool call; see ``spawn.run_tool_sync``."""
+        return run_tool_sync(self, spec, on_output, on_start)
+
+    async def arun(
+        self, spec: ToolSpec, on_output: OnOutput | None = None, on_start: OnStart | None = None
+    ) -> ToolResult:
+        """Run a tool call; see ``spawn.run_tool``."""
+        return await run_tool(self, spec, on_output, on_start)
+
+    def leaves(self) -> dict[str, Leaf]:
+        """Leaves of the tool calls that run now."""
+        with self._lock:
+            return dict(self._leaves)
+
+    @contextmanager
+    def leaf(self, tool_call: str = "") -> Iterator[tuple[str, Leaf]]:
+        """A leaf for one tool call, and its id; killed and removed at the end."""
+        tool_call = tool_call or f"tool-{next(self._numbers)}"
+        self._runtime.guard.check()
+        with self._lock:
+            if self._closed:
+                raise SandboxError(f"the sandbox of {self.program} is closed")
+            leaf = self._runtime.backend.create(self.program, tool_call)
+            key = tool_call
+            while key in self._leaves:
+                key += "'"
+            self._leaves[key] = leaf
+        try:
+            yield tool_call, leaf
+        finally:
+            try:
+                leaf.remove()
+            finally:
+                with self._lock:
+                    self._leaves.pop(key, None)
+
+    def close(self) -> None:
+        """Kill and remove what runs, and forget the program. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            leaves = list(self._leaves.values())
+        for leaf in leaves:
+            leaf.remove()
+        self._runtime.backend.close_program(self.program)
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Sandbox:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

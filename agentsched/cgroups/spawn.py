@@ -1,0 +1,248 @@
+"""Runs one tool call in a leaf: in it before the command is executed, and nothing left after it.
+
+A process must enter its leaf before it becomes the user's command, else its first children escape.
+Code between fork and exec (``preexec_fn``) is not safe in a process with threads, and v1 has no
+clone-into-cgroup. So the child is first a tiny ``sh`` that writes itself into the leaf and then
+executes the command in its own place; ``subprocess`` starts it with vfork, whatever the size of
+this process. Should entering fail, it exits before anything of the user's has run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from agentsched.cgroups.contract import (
+    Capabilities,
+    HostRefused,
+    Leaf,
+    SandboxError,
+    SpecRefused,
+    ToolResult,
+    ToolSpec,
+    Unsupported,
+)
+from agentsched.cgroups.pump import Cancel, Capture, Outcome, Pump
+
+if TYPE_CHECKING:
+    from agentsched.cgroups.sandbox import Sandbox
+
+OnOutput = Callable[[bytes], None]
+OnStart = Callable[[Leaf, int], None]
+
+TIMED_OUT_STATUS = 124
+_NOT_ENTERED_STATUS = 125
+_ENTER = 'while [ "$1" != -- ]; do echo 0 >"$1" || exit 125; shift; done; shift; exec "$@"'
+_SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_DEATH_S = 10.0
+
+
+class Cancelled(SandboxError):
+    """The run was cancelled from another thread; its leaf is gone."""
+
+
+def run_tool_sync(
+    sandbox: Sandbox,
+    spec: ToolSpec,
+    on_output: OnOutput | None = None,
+    on_start: OnStart | None = None,
+    cancel: Cancel | None = None,
+) -> ToolResult:
+    """Run a tool call to its end and return what came of it.
+
+    Ends when the main process ends; whatever that left behind in the leaf is killed then. On any
+    exception, KeyboardInterrupt included, the leaf is killed and removed too. ``on_output`` gets
+    chunks as they come, ``on_start`` the leaf and the main process's id; both run in this thread.
+    Raises ``SpecRefused`` before anything was started, and ``HostRefused``.
+    """
+    environment = dict(os.environ if spec.env is None else spec.env)
+    argv = _resolve(spec, environment)
+    with sandbox.leaf(spec.tool_call) as (tool_call, leaf):
+        unenforced = _configure(leaf, spec, sandbox.capabilities)
+        environment.update(leaf.marks())
+        process = _start(argv, spec, environment, leaf.entries())
+        capture = Capture(spec.max_output_bytes, on_output)
+        pump = Pump(process, capture, cancel)
+        try:
+            leaf.started(process.pid)
+            if on_start is not None:
+                on_start(leaf, process.pid)
+            outcome = pump.wait(spec.timeout_s)
+        finally:
+            _end(leaf, process, pump)
+        if outcome is Outcome.CANCELLED:
+            raise Cancelled(f"{tool_call} was cancelled")
+        if pump.ended.exit_status == _NOT_ENTERED_STATUS and not leaf.entered():
+            raise HostRefused(
+                f"{tool_call} could not enter its leaf: {capture.result().decode(errors='replace')}"
+            )
+        usage, oom_kills = leaf.usage(), leaf.oom_kills()
+    timed_out = outcome is Outcome.TIMED_OUT
+    return ToolResult(
+        program=sandbox.program,
+        tool_call=tool_call,
+        exit_status=TIMED_OUT_STATUS if timed_out else pump.ended.exit_status,
+        output=capture.result(),
+        dropped_output_bytes=capture.dropped,
+        usage=usage,
+        timed_out=timed_out,
+        oom_killed=oom_kills > 0,
+        reason=_reason(spec, pump, timed_out, oom_kills),
+        backend=sandbox.capabilities.backend,
+        unenforced=unenforced,
+    )
+
+
+async def run_tool(
+    sandbox: Sandbox,
+    spec: ToolSpec,
+    on_output: OnOutput | None = None,
+    on_start: OnStart | None = None,
+) -> ToolResult:
+    """The same for asyncio: in a thread of its own, the callbacks in the event loop. Cancelling it
+    kills and removes the leaf before the cancellation goes on."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[ToolResult] = loop.create_future()
+    cancel = Cancel()
+
+    def settle(result: ToolResult | None, error: BaseException | None) -> None:
+        cancel.close()
+        if result is not None:
+            done.set_result(result)
+        elif error is not None:
+            done.set_exception(error)
+
+    def in_loop(callback: Callable[..., None] | None) -> Callable[..., None] | None:
+        return (
+            None if callback is None else lambda *values: _post(loop.call_soon_threadsafe, callback, *values)
+        )
+
+    def work() -> None:
+        try:
+            result = run_tool_sync(sandbox, spec, in_loop(on_output), in_loop(on_start), cancel)
+        except BaseException as error:  # it is raised again where it is awaited
+            _post(loop.call_soon_threadsafe, settle, None, error)
+        else:
+            _post(loop.call_soon_threadsafe, settle, result, None)
+
+    threading.Thread(target=work, name=f"tool {spec.tool_call}", daemon=True).start()
+    try:
+        return await asyncio.shield(done)
+    except asyncio.CancelledError:
+        if done.done():
+            raise
+        cancel.set()
+        while not done.done():
+            try:
+                await asyncio.wait({done})
+            except asyncio.CancelledError:
+                continue  # cancelled once more: the leaf must be gone first all the same
+        done.exception()
+        raise
+
+
+def _post(call_soon: Callable[..., object], callback: Callable[..., None], *values: object) -> None:
+    try:
+        call_soon(callback, *values)
+    except RuntimeError:
+        return  # the loop was closed without waiting for its tasks: nobody is left to tell
+
+
+def _resolve(spec: ToolSpec, environment: Mapping[str, str]) -> list[str]:
+    """The argument vector, checked: what cannot be executed is found before a leaf is made."""
+    if spec.cwd is not None and not os.path.isdir(spec.cwd):
+        raise SpecRefused(f"cwd: {spec.cwd!r} is not a folder")
+    argv = list(spec.argv) if spec.argv else [spec.shell, "-c", spec.command]
+    name = argv[0]
+    if os.path.dirname(name):
+        found = os.path.join(spec.cwd or "", name)
+        if not os.path.exists(found):
+            raise SpecRefused(f"command not found: {name}")
+        if os.path.isdir(found) or not os.access(found, os.X_OK):
+            raise SpecRefused(f"not executable: {name}")
+    elif shutil.which(name, path=environment.get("PATH", os.defpath)) is None:
+        raise SpecRefused(f"command not found: {name} (looked in PATH)")
+    return argv
+
+
+def _configure(leaf: Leaf, spec: ToolSpec, can: Capabilities) -> tuple[str, ...]:
+    """Set limits and weight; returns what was asked for in vain."""
+    asked: list[tuple[str, object, Callable[[], None]]] = [
+        ("memory limit", spec.limits.memory_bytes, lambda: leaf.limit_memory(spec.limits.memory_bytes)),
+        ("CPU limit", spec.limits.cpu_cores, lambda: leaf.limit_cpu(spec.limits.cpu_cores)),
+        ("limit of processes", spec.limits.pids, lambda: leaf.limit_pids(spec.limits.pids)),
+    ]
+    weight = spec.hint.cpu_weight if spec.hint else None
+    if weight is not None:
+        asked.append(("CPU weight", weight, lambda: leaf.weigh_cpu(weight)))
+    unenforced = []
+    for name, value, setter in asked:
+        if value is None:
+            continue
+        try:
+            setter()
+        except Unsupported:
+            unenforced.append(name)
+    return tuple(unenforced)
+
+
+def _start(
+    argv: list[str], spec: ToolSpec, environment: dict[str, str], entries: list[str]
+) -> subprocess.Popen[bytes]:
+    if entries:
+        # a shell drops variables whose names it cannot hold, so env(1) sets those behind it
+        odd = [f"{name}={value}" for name, value in environment.items() if not _SHELL_NAME.fullmatch(name)]
+        argv = ["/bin/sh", "-c", _ENTER, "agentsched", *entries, "--", *(["env", *odd] if odd else []), *argv]
+    try:
+        return subprocess.Popen(
+            argv,
+            cwd=spec.cwd,
+            env=environment,
+            stdin=None if spec.passthrough else subprocess.DEVNULL,
+            stdout=None if spec.passthrough else subprocess.PIPE,
+            stderr=None if spec.passthrough else subprocess.STDOUT,
+            start_new_session=True,
+            bufsize=0,
+        )
+    except OSError as error:
+        raise HostRefused(f"cannot start {spec.command_class}: {error.strerror}") from error
+
+
+def _end(leaf: Leaf, process: subprocess.Popen[bytes], pump: Pump) -> None:
+    """Leave nothing alive in the leaf, the main process reaped, and no descriptor open."""
+    try:
+        leaf.kill()
+        for _ in range(int(_DEATH_S / 0.05)):
+            if pump.wait(0.0, heed_cancel=False) is Outcome.EXITED:
+                break
+            # again, for it may have been just about to enter; and by pid, if it never will
+            process.kill()
+            leaf.kill()
+            pump.wait(0.05, heed_cancel=False)
+        else:
+            raise HostRefused(f"process {process.pid} does not die (waiting for a device?)")
+        leaf.ended(pump.ended.cpu_s, pump.ended.peak_memory_bytes)
+        pump.drain()
+    finally:
+        pump.close()
+
+
+def _reason(spec: ToolSpec, pump: Pump, timed_out: bool, oom_kills: int) -> str:
+    ended = pump.ended
+    if timed_out:
+        return f"timed out after {spec.timeout_s:g} s"
+    words = f"exited with {ended.exit_status}"
+    if ended.signal_number:
+        words = f"killed by {signal.Signals(ended.signal_number).name}"
+    if oom_kills:
+        limit = f" of {spec.limits.memory_bytes} bytes" if spec.limits.memory_bytes else ""
+        words += f"; the kernel killed {oom_kills} of its processes at the memory limit{limit}"
+    return words
