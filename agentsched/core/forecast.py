@@ -22,10 +22,6 @@ class Forecast:
     growth_tokens: float
     calls_left: float
 
-    def tokens_at(self, calls: float) -> float:
-        """Context after so many more calls, if it has not ended by then."""
-        return self.now_tokens + self.growth_tokens * calls
-
 
 def forecast(state: State, program: Program) -> Forecast:
     """What the learned models expect of a program."""
@@ -43,11 +39,12 @@ def forecast(state: State, program: Program) -> Forecast:
 def predicted_peak(forecasts: Iterable[Forecast]) -> float:
     """The largest sum of contexts at any time from now on, tokens.
 
-    The sum only grows between endings, so its maxima lie just before one: n candidates.
+    The sum only grows between endings, so its maxima lie just before one: n candidates, each a
+    suffix of the programs in order of their ending.
     """
-    remaining = sorted(forecasts, key=lambda f: f.calls_left)
-    peak = 0.0
-    for index, ending in enumerate(remaining):
-        need = sum(f.tokens_at(ending.calls_left) for f in remaining[index:])
-        peak = max(peak, need)
+    now_tokens = growth_tokens = peak = 0.0
+    for ending in sorted(forecasts, key=lambda f: -f.calls_left):
+        now_tokens += ending.now_tokens
+        growth_tokens += ending.growth_tokens
+        peak = max(peak, now_tokens + growth_tokens * ending.calls_left)
     return peak

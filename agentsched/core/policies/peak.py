@@ -18,6 +18,9 @@ into the engine's KV times its overcommit (``forecast.predicted_peak``). Four ru
 
 from __future__ import annotations
 
+from collections import deque
+from itertools import islice
+
 from agentsched.core import events as ev
 from agentsched.core.forecast import forecast, predicted_peak
 from agentsched.core.orders import Orders
@@ -65,13 +68,12 @@ class PeakAdmission:
         self._max_waiting = max_waiting
 
     def review(self, state: State, orders: Orders) -> None:
-        waiting = state.waiting()
         for engine in state.engines:
             self._relieve(state, orders, engine)
-        for program in waiting:
-            if not self._seat(state, orders, program):
-                break
-        for program in state.waiting()[self._max_waiting :]:
+        waiting = deque(state.waiting())
+        while waiting and self._seat(state, orders, waiting[0]):
+            waiting.popleft()
+        for program in islice(waiting, self._max_waiting, None):
             orders.reject(program, RETRY_AFTER_S, f"{self._max_waiting} programs wait already")
 
     def next_review_s(self, state: State) -> float | None:
