@@ -1,0 +1,134 @@
+"""The simulated engine: batching and KV for real, computing by a cost model.
+
+Only the executor differs from the embedded engine, so what it queues, evicts, preempts and reports is
+what a real engine does. In the simulator it runs in virtual time; as a process
+(``python -m agentsched.engines.simulated --fd N``) it sleeps for as long as a step would take.
+
+The cost of a step is linear in what the step does: a fixed part (launching, reading the weights),
+a part for every prefilled token and every decoding row, and one for every pair of a computed token
+and a token of its context (attention; what makes the tail of a context dearer than its head).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+from agentsched.engines.batching import BatchingEngine, Row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostProfile:
+    """Seconds that computing takes. The defaults are round figures of the order of an 8B model on one
+    data-centre GPU (about 20,000 prefill tokens a second in short contexts); they are not measured."""
+
+    step_s: float = 6e-3
+    prefill_token_s: float = 4.5e-5
+    decode_row_s: float = 1e-4
+    attention_s: float = 4e-10
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not 0 <= getattr(self, field.name) < float("inf"):
+                raise ValueError(f"CostProfile.{field.name} must be finite and >= 0")
+
+    def scaled(self, factor: float) -> CostProfile:
+        """All costs times ``factor``."""
+        return replace(self, **{field.name: getattr(self, field.name) * factor for field in fields(self)})
+
+    def seconds(self, rows: Sequence[Row]) -> float:
+        """What a step of these rows takes."""
+        seconds = self.step_s
+        for row in rows:
+            count = len(row.tokens)
+            pairs = count * row.start + count * (count + 1) // 2
+            decoding = row.step > 0 and count == 1
+            seconds += self.decode_row_s if decoding else count * self.prefill_token_s
+            seconds += pairs * self.attention_s
+        return seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostModelExecutor:
+    """An executor that computes nothing: time by the profile, tokens by a hash of call and step."""
+
+    profile: CostProfile
+    num_blocks: int
+    block_tokens: int
+    vocabulary: int
+    max_context_tokens: int
+
+    def run(self, rows: Sequence[Row]) -> tuple[float, list[int | None]]:
+        tokens: list[int | None] = [
+            zlib.crc32(f"{row.call}/{row.step}".encode()) % self.vocabulary if row.sampling else None
+            for row in rows
+        ]
+        return self.profile.seconds(rows), tokens
+
+
+def simulated(
+    profile: CostProfile,
+    capacity_tokens: int,
+    *,
+    block_tokens: int = 16,
+    max_context_tokens: int | None = None,
+    vocabulary: int = 32_768,
+    chunk_tokens: int = 512,
+    max_running: int = 64,
+    name: str = "simulated",
+) -> BatchingEngine:
+    """A simulated engine. ``capacity_tokens`` is rounded down to whole blocks; a context may fill all
+    of it unless ``max_context_tokens`` says less."""
+    num_blocks = capacity_tokens // block_tokens
+    executor = CostModelExecutor(
+        profile=profile,
+        num_blocks=num_blocks,
+        block_tokens=block_tokens,
+        vocabulary=vocabulary,
+        max_context_tokens=max_context_tokens or num_blocks * block_tokens,
+    )
+    return BatchingEngine(
+        executor, "simulated", chunk_tokens=chunk_tokens, max_running=max_running, name=name
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run as an engine process, in real time."""
+    # Imported here, for the simulator hosts this engine without any process.
+    from agentsched.engines.process import host
+
+    parser = argparse.ArgumentParser(prog="python -m agentsched.engines.simulated", description=__doc__)
+    parser.add_argument("--fd", type=int, required=True, help="the inherited socket to the daemon")
+    parser.add_argument("--name", default="simulated", help="the engine's name in reports")
+    parser.add_argument("--kv-tokens", type=int, default=450_000, help="KV capacity")
+    parser.add_argument("--block-tokens", type=int, default=16)
+    parser.add_argument("--max-context-tokens", type=int, default=None, help="all of the KV by default")
+    parser.add_argument("--vocabulary", type=int, default=32_768)
+    parser.add_argument("--chunk-tokens", type=int, default=512, help="prefill tokens in a step")
+    parser.add_argument("--max-running", type=int, default=64)
+    parser.add_argument("--speed", type=float, default=1.0, help="how many times faster than the profile")
+    for field in fields(CostProfile):
+        option = "--" + field.name.replace("_", "-")
+        parser.add_argument(option, type=float, default=getattr(CostProfile(), field.name))
+    options = parser.parse_args(arguments)
+    if not options.speed > 0:
+        parser.error(f"--speed must be > 0, got {options.speed}")
+    profile = CostProfile(**{field.name: getattr(options, field.name) for field in fields(CostProfile)})
+    engine = simulated(
+        profile.scaled(1 / options.speed),
+        options.kv_tokens,
+        block_tokens=options.block_tokens,
+        max_context_tokens=options.max_context_tokens,
+        vocabulary=options.vocabulary,
+        chunk_tokens=options.chunk_tokens,
+        max_running=options.max_running,
+        name=options.name,
+    )
+    host(engine, options.fd, pace=time.sleep)
+
+
+if __name__ == "__main__":
+    main()
