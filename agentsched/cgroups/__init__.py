@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from agentsched.cgroups.contract import (
         Backend,
         Capabilities,
+        CommandUnusable,
         Hint,
         HostRefused,
         Leaf,
@@ -45,6 +46,7 @@ __all__ = [
     "Capabilities",
     "SandboxError",
     "SpecRefused",
+    "CommandUnusable",
     "HostRefused",
     "Unsupported",
 ]

@@ -18,6 +18,7 @@ class SandboxError(Exception):
     """Base of what can go wrong around a sandbox; a command that fails by itself is no error.
 
     * ``SpecRefused``: the caller asked for something that cannot be run; nothing was started.
+      ``CommandUnusable``: because of the command itself.
     * ``HostRefused``: the machine (kernel, permissions) did not do what it was asked.
     * ``Unsupported``: this backend cannot do it at all; its capabilities say so beforehand.
     """
@@ -25,6 +26,14 @@ class SandboxError(Exception):
 
 class SpecRefused(SandboxError, ValueError):
     """The request is at fault; the message names the field and the fix."""
+
+
+class CommandUnusable(SpecRefused):
+    """The command is not there, or cannot be executed; ``exit_status`` as a shell would give it."""
+
+    def __init__(self, message: str, exit_status: int) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
 
 
 class HostRefused(SandboxError):

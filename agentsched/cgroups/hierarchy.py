@@ -80,6 +80,15 @@ def find(mountinfo: str, own: str) -> Hierarchies:
     return Hierarchies(v2, v1)
 
 
+def mount_points() -> list[str]:
+    """Where this machine's cgroup hierarchies are mounted."""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            return sorted({mount.point for mount in _mounts(file.read())})
+    except FileNotFoundError:
+        return []
+
+
 def here() -> Hierarchies:
     """The caller's folders on this machine; none at all where there is no /proc."""
     try:

@@ -10,28 +10,34 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 
 VARIABLE = "AGENTSCHED_LEAF"
 
 
-def find(mark: str) -> list[int]:
-    """Live processes whose environment holds the mark."""
-    wanted = mark.encode()
-    found = []
+def everyone() -> Iterator[tuple[int, str]]:
+    """All marked processes that this user may look at, with their marks."""
+    prefix = f"{VARIABLE}=".encode()
     try:
         pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     except FileNotFoundError:
-        return []
+        return
     for pid in pids:
         try:
             with open(f"/proc/{pid}/environ", "rb") as file:
                 environment = file.read()
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # gone, or another user's, so not ours
-        variables = environment.split(b"\0")
-        if any(wanted in entry for entry in variables if entry.startswith(VARIABLE.encode() + b"=")):
-            found.append(pid)
-    return found
+        if prefix not in environment:
+            continue
+        for entry in environment.split(b"\0"):
+            if entry.startswith(prefix):
+                yield pid, entry[len(prefix) :].decode(errors="replace")
+
+
+def find(mark: str) -> list[int]:
+    """Live processes whose environment holds the mark."""
+    return [pid for pid, marks in everyone() if mark in marks]
 
 
 def send(mark: str, number: signal.Signals) -> list[int]:

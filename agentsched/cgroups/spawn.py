@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from agentsched.cgroups.contract import (
     Capabilities,
+    CommandUnusable,
     HostRefused,
     Leaf,
     SandboxError,
@@ -165,11 +166,11 @@ def _resolve(spec: ToolSpec, environment: Mapping[str, str]) -> list[str]:
     if os.path.dirname(name):
         found = os.path.join(spec.cwd or "", name)
         if not os.path.exists(found):
-            raise SpecRefused(f"command not found: {name}")
+            raise CommandUnusable(f"command not found: {name}", 127)
         if os.path.isdir(found) or not os.access(found, os.X_OK):
-            raise SpecRefused(f"not executable: {name}")
+            raise CommandUnusable(f"not executable: {name}", 126)
     elif shutil.which(name, path=environment.get("PATH", os.defpath)) is None:
-        raise SpecRefused(f"command not found: {name} (looked in PATH)")
+        raise CommandUnusable(f"command not found: {name} (looked in PATH)", 127)
     return argv
 
 

@@ -1,0 +1,208 @@
+"""``agentsched run``: one command in a sandbox of its own, for shells and for any agent."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from types import FrameType
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from agentsched.cgroups import (
+    CommandUnusable,
+    Hint,
+    HostRefused,
+    Leaf,
+    Limits,
+    Sandbox,
+    SpecRefused,
+    ToolResult,
+    ToolSpec,
+)
+
+if TYPE_CHECKING:
+    from agentsched.sdk.reporting import Reporter
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
+_WRAPPER_FAILED = 125
+
+
+class Size(click.ParamType[int]):
+    """Bytes, with K, M, G or T for powers of 1024."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value).strip().upper().removesuffix("B").removesuffix("I")
+        number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS and text else (text, "")
+        try:
+            return int(float(number) * _UNITS[unit])
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is not a size such as 512M or 2G", param, ctx)
+
+
+class Forwarder:
+    """Passes signals on to the command; the second one of them kills its whole tree."""
+
+    def __init__(self) -> None:
+        self._leaf: Leaf | None = None
+        self._group = 0
+        self._seen = False
+
+    def started(self, leaf: Leaf, pid: int) -> None:
+        """The command runs; its process group has the same number."""
+        self._leaf, self._group = leaf, pid
+
+    def install(self) -> None:
+        """Take the signals over for the rest of this process's life."""
+        for name in _FORWARDED:
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._leaf is None:
+            raise SystemExit(128 + number)
+        if self._seen:
+            self._leaf.kill()
+            return
+        self._seen = True
+        try:
+            os.killpg(self._group, number)
+        except ProcessLookupError:
+            return  # it has just ended by itself
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--hint", envvar="AGENT_RESOURCE_HINT", show_envvar=True, help="As memory:high,cpu:low.")
+@click.option("--memory", type=Size(), help="Memory limit of the whole tree, as 512M.")
+@click.option("--cpu", type=float, help="CPU limit in cores, as 0.5.")
+@click.option("--pids", type=int, help="Limit of processes and threads.")
+@click.option("--timeout", type=float, metavar="S", help="Kill the whole tree after S seconds (status 124).")
+@click.option("--program", envvar="AGENTSCHED_PROGRAM", default="", show_envvar=True, help="Whose tool call.")
+@click.option(
+    "--tool-call", envvar="AGENTSCHED_TOOL_CALL", default="", show_envvar=True, help="Id of the tool call."
+)
+@click.option("--daemon", envvar="AGENTSCHED_URL", metavar="URL", show_envvar=True, help="Report to it.")
+@click.option("--usage", is_flag=True, help="One line on stderr about what was used.")
+@click.option(
+    "--json", "json_file", type=click.File("w", lazy=False), help="Write the result there (- is stdout)."
+)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(
+    hint: str | None,
+    memory: int | None,
+    cpu: float | None,
+    pids: int | None,
+    timeout: float | None,
+    program: str,
+    tool_call: str,
+    daemon: str | None,
+    usage: bool,
+    json_file: IO[str] | None,
+    command: tuple[str, ...],
+) -> int:
+    """Run COMMAND in a control group of its own, with this process's stdin, stdout and stderr.
+
+    The exit status is the command's (128 + number if a signal killed it), 124 if it timed out, 125 if
+    the sandbox failed, 126 or 127 if the command cannot be executed or found. When the command ends,
+    or this process is killed, everything that the command started is killed too.
+    """
+    try:
+        spec = ToolSpec(
+            argv=command,
+            tool_call=tool_call or f"run-{os.getpid()}",
+            hint=Hint.parse(hint) if hint else None,
+            timeout_s=timeout,
+            limits=Limits(memory_bytes=memory, cpu_cores=cpu, pids=pids),
+            passthrough=True,
+        )
+        result = _run(spec, program, daemon)
+    except CommandUnusable as error:
+        click.echo(f"agentsched: {error}", err=True)
+        return error.exit_status
+    except SpecRefused as error:
+        raise click.UsageError(str(error)) from error
+    except HostRefused as error:
+        click.echo(f"agentsched: the sandbox failed: {error}", err=True)
+        return _WRAPPER_FAILED
+    _tell(result, usage, json_file, hint)
+    return result.exit_status
+
+
+def _run(spec: ToolSpec, program: str, daemon: str | None) -> ToolResult:
+    forwarder = Forwarder()
+    forwarder.install()
+    reporter: Reporter | None = None
+    with Sandbox.open(program) as sandbox:
+
+        def started(leaf: Leaf, pid: int) -> None:
+            nonlocal reporter
+            forwarder.started(leaf, pid)
+            if daemon:
+                reporter = _report_start(daemon, sandbox.program, spec)
+
+        result = sandbox.run(spec, on_start=started)
+    if reporter is not None:
+        _report_end(reporter, result)
+    return result
+
+
+def _report_start(daemon: str, program: str, spec: ToolSpec) -> Reporter:
+    # imported only now: the command runs meanwhile
+    from agentsched.core.events import ToolStarted
+    from agentsched.sdk.reporting import Reporter
+
+    reporter = Reporter(daemon)
+    reporter.report(
+        ToolStarted(tool_call=spec.tool_call, program=program, tool=spec.tool, command=spec.command_class)
+    )
+    return reporter
+
+
+def _report_end(reporter: Reporter, result: ToolResult) -> None:
+    from agentsched.core.events import ToolFinished
+
+    reporter.report(
+        ToolFinished(
+            tool_call=result.tool_call,
+            program=result.program,
+            exit_status=result.exit_status,
+            wall_s=result.usage.wall_s,
+            cpu_s=result.usage.cpu_s,
+            peak_memory_bytes=result.usage.peak_memory_bytes,
+        )
+    )
+    reporter.flush()
+
+
+def _tell(result: ToolResult, usage: bool, json_file: IO[str] | None, hint: str | None) -> None:
+    used = result.usage
+    if result.unenforced:
+        click.echo(f"agentsched: not enforced on this machine: {', '.join(result.unenforced)}", err=True)
+    if result.timed_out or result.oom_killed:
+        click.echo(f"agentsched: {result.reason}", err=True)
+    if usage:
+        click.echo(
+            f"agentsched: {used.wall_s:.2f} s, {used.cpu_s:.2f} s of CPU, "
+            f"{used.peak_memory_bytes / 2**20:.0f} MiB at most, {result.reason}",
+            err=True,
+        )
+    if json_file is not None:
+        record = {
+            "program": result.program,
+            "tool_call": result.tool_call,
+            "exit_status": result.exit_status,
+            "wall_s": used.wall_s,
+            "cpu_s": used.cpu_s,
+            "peak_memory_bytes": used.peak_memory_bytes,
+            "timed_out": result.timed_out,
+            "oom_killed": result.oom_killed,
+            "reason": result.reason,
+            "backend": result.backend,
+            "unenforced": list(result.unenforced),
+            "hint": hint,
+        }
+        json_file.write(json.dumps(record) + "\n")
