@@ -1,0 +1,180 @@
+"""An environment for mini-swe-agent that runs every command in a sandbox leaf of its own.
+
+Use it with ``mini`` or ``mini-extra`` unchanged::
+
+    mini -c mini.yaml -c environment.environment_class=agentsched.sdk.mini_swe_agent.SandboxEnvironment ...
+
+or with the file ``mini.yaml`` beside this one as a second ``-c``.
+
+mini-swe-agent passes the id of the tool call that it answers to ``execute``; it goes on to the sandbox
+and into the reports, which joins the LLM call and the process tree that it caused exactly.
+
+The program's id comes from ``program`` in the environment's configuration, else from the variable
+``AGENTSCHED_PROGRAM``, else it is made up; the daemon then knows the program by its tool calls alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import subprocess
+import threading
+import time
+import uuid
+import weakref
+from typing import Any
+
+from minisweagent.exceptions import Submitted
+from minisweagent.utils.serialize import recursive_merge
+from pydantic import BaseModel
+
+from agentsched.cgroups import Sandbox, SandboxError, ToolResult, ToolSpec
+from agentsched.core.events import ProgramClosed, ToolFinished, ToolStarted
+from agentsched.sdk.reporting import reporter
+
+SUBMIT = "COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"
+TOOL = "bash"
+
+_log = logging.getLogger("agentsched.sdk")
+
+
+class SandboxEnvironmentConfig(BaseModel):
+    """``cwd``, ``env`` and ``timeout`` (seconds a command) mean what they do in mini's own local
+    environment. ``backend`` names a sandbox backend; ``auto`` takes the best that there is."""
+
+    cwd: str = ""
+    env: dict[str, str] = {}
+    timeout: float = 30
+    program: str = ""
+    backend: str = "auto"
+
+
+class SandboxEnvironment:
+    """mini-swe-agent's ``Environment`` on a sandbox; reports each command to the daemon."""
+
+    def __init__(
+        self, *, config_class: type[SandboxEnvironmentConfig] = SandboxEnvironmentConfig, **kwargs: Any
+    ) -> None:
+        self.config = config_class(**kwargs)
+        self.program = (
+            self.config.program or os.environ.get("AGENTSCHED_PROGRAM") or f"mini-{uuid.uuid4().hex[:12]}"
+        )
+        self._sandbox = Sandbox.open(program=self.program, backend=self.config.backend)
+        self._ended = threading.Event()
+        # Also at the interpreter's exit, so that an agent that gives up ends its program too.
+        weakref.finalize(self, _close, self._sandbox, self.program, self._ended)
+
+    def execute(
+        self, action: dict[str, Any], cwd: str = "", *, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Run the action's command and return output, returncode and exception_info.
+
+        Raises ``Submitted`` when the command prints mini-swe-agent's mark of the end.
+        """
+        command = action.get("command", "")
+        call = action.get("tool_call_id") or f"{self.program}-{uuid.uuid4().hex[:12]}"
+        limit_s = timeout or self.config.timeout
+        self._ended.clear()  # after a submission mini's user may give the agent another task
+        try:
+            result = self._run(command, call, cwd, limit_s)
+        except (SandboxError, OSError) as error:
+            return _failure(error, "")
+        if result.timed_out:
+            return _failure(subprocess.TimeoutExpired(command, limit_s), result.text)
+        output = {"output": result.text, "returncode": result.exit_status, "exception_info": ""}
+        if result.oom_killed:
+            output["exception_info"] = result.reason
+        self._check_submitted(output)
+        return output
+
+    def _run(self, command: str, call: str, cwd: str, limit_s: float) -> ToolResult:
+        spec = ToolSpec(
+            command=command,
+            cwd=cwd or self.config.cwd or os.getcwd(),
+            env=os.environ | self.config.env,
+            tool_call=call,
+            tool=TOOL,
+            timeout_s=limit_s,
+        )
+        report = reporter().report
+        report(ToolStarted(tool_call=call, program=self.program, tool=TOOL, command=spec.command_class))
+        start = time.monotonic()
+        try:
+            result = self._sandbox.run(spec)
+        except BaseException:  # it goes on; a tool that started must not seem to run for ever
+            report(
+                ToolFinished(
+                    tool_call=call,
+                    program=self.program,
+                    exit_status=255,
+                    wall_s=time.monotonic() - start,
+                    cpu_s=0.0,
+                    peak_memory_bytes=0,
+                )
+            )
+            raise
+        if result.unenforced:
+            _log.warning("%s ran without %s", call, ", ".join(result.unenforced))
+        report(
+            ToolFinished(
+                tool_call=call,
+                program=self.program,
+                exit_status=result.exit_status,
+                wall_s=result.usage.wall_s,
+                cpu_s=result.usage.cpu_s,
+                peak_memory_bytes=result.usage.peak_memory_bytes,
+            )
+        )
+        return result
+
+    def _check_submitted(self, output: dict[str, Any]) -> None:
+        first, _, rest = output["output"].lstrip().partition("\n")
+        if first.strip() != SUBMIT or output["returncode"] != 0:
+            return
+        _end(self.program, self._ended)
+        raise Submitted(
+            {"role": "exit", "content": rest, "extra": {"exit_status": "Submitted", "submission": rest}}
+        )
+
+    def get_template_vars(self, **kwargs: Any) -> dict[str, Any]:
+        """What prompt templates may use: configuration, system, environment variables."""
+        merged = recursive_merge(
+            self.config.model_dump(), platform.uname()._asdict(), dict(os.environ), kwargs
+        )
+        return dict(merged)
+
+    def serialize(self) -> dict[str, Any]:
+        """What goes into the trajectory file about this environment."""
+        return {
+            "info": {
+                "config": {
+                    "environment": self.config.model_dump(mode="json"),
+                    "environment_type": f"{type(self).__module__}.{type(self).__name__}",
+                    "program": self.program,
+                    "sandbox_backend": self._sandbox.capabilities.backend,
+                }
+            }
+        }
+
+
+def _failure(error: Exception, output: str) -> dict[str, Any]:
+    """The form in which mini-swe-agent's own environments tell the model of an error."""
+    return {
+        "output": output,
+        "returncode": -1,
+        "exception_info": f"An error occurred while executing the command: {error}",
+        "extra": {"exception_type": type(error).__name__, "exception": str(error)},
+    }
+
+
+def _end(program: str, ended: threading.Event) -> None:
+    if not ended.is_set():
+        ended.set()
+        reporter().report(ProgramClosed(program=program))
+        reporter().flush()
+
+
+def _close(sandbox: Sandbox, program: str, ended: threading.Event) -> None:
+    sandbox.close()
+    _end(program, ended)
