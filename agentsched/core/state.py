@@ -121,11 +121,14 @@ class EngineState:
     prefilled_tokens: int = 0
     recomputed_tokens: int = 0
     busy_s: float = 0.0
+    prefill_s: float = 0.0  # of reports in which anything was prefilled
 
     @property
     def prefill_tokens_per_s(self) -> float:
         """Measured over the engine's life; a cautious 1,000 before anything was measured."""
-        return self.prefilled_tokens / self.busy_s if self.busy_s > 0 and self.prefilled_tokens else 1_000.0
+        if self.prefill_s <= 0 or not self.prefilled_tokens:
+            return 1_000.0
+        return self.prefilled_tokens / self.prefill_s
 
 
 class State:
@@ -295,8 +298,9 @@ class State:
         engine.free_tokens, engine.running, engine.queued = event.free_tokens, event.running, event.queued
         engine.prefilled_tokens += event.prefilled_tokens
         engine.recomputed_tokens += event.recomputed_tokens
+        engine.busy_s += event.step_s
         if event.prefilled_tokens:
-            engine.busy_s += event.step_s
+            engine.prefill_s += event.step_s
         if event.snapshot:
             for program in self.programs.values():
                 if program.home == event.engine:

@@ -11,52 +11,79 @@ into the engine's KV times its overcommit (``forecast.predicted_peak``). Four ru
   in the order, and is the first to be seated again.
 * If the contexts outgrow the engine all the same, the youngest program in a gap is paused, before
   the engine has to throw away KV that somebody needs.
-* Overcommit rises while an engine has nothing to do and programs wait, and falls at once when KV
-  has to be recomputed. Programs are away much of the time, so some is always right; past the right
+* Overcommit rises while an engine has time to spare and programs wait, and falls when it is full
+  and repeats its work. Programs are away much of the time, so some is always right; past the right
   amount everything collapses quickly, so it errs low.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from itertools import islice
 
 from agentsched.core import events as ev
 from agentsched.core.forecast import forecast, predicted_peak
 from agentsched.core.orders import Orders
 from agentsched.core.policies.parts import Placement
-from agentsched.core.state import Program, State
+from agentsched.core.state import EngineState, Program, State
 
 MIN_PATIENCE_S = 20.0
 RETRY_AFTER_S = 30.0
 
 
-class Overcommit:
-    """One factor an engine: raised slowly by idleness, halved towards 1 by recomputation."""
+@dataclass(slots=True)
+class _Window:
+    """An engine's counters when the window began."""
 
-    STEP = 0.05
-    IDLE_S = 2.0
-    MAX = 2.0
-    RECOMPUTED_SHARE = 0.02
+    since_s: float
+    busy_s: float
+    prefilled_tokens: int
+    recomputed_tokens: int
+
+
+class Overcommit:
+    """One factor an engine, moved once a window: up while there is time to spare and programs wait,
+    down by half of what is over 1 while the engine is full and much of its work is repeated.
+
+    Recomputing in time that would be idle delays the calls concerned but costs no throughput, so it
+    alone is no reason to go down; a full engine that repeats its work is on its way over the cliff.
+    """
+
+    WINDOW_S = 3.0
+    RISE = 0.5
+    MAX = 8.0
+    SPARE = 0.8
+    FULL = 0.9
+    WASTE = 0.1
 
     def __init__(self) -> None:
         self._factor: dict[str, float] = {}
-        self._idle_since_s: dict[str, float] = {}
+        self._windows: dict[str, _Window] = {}
 
     def factor(self, engine: str) -> float:
         return self._factor.get(engine, 1.0)
 
     def observe(self, state: State, now: float, event: ev.AnyEvent, subject: Program | None) -> None:
-        if not isinstance(event, ev.StepReport):
-            return
-        engine, factor = event.engine, self.factor(event.engine)
-        if event.recomputed_tokens > self.RECOMPUTED_SHARE * max(1, event.prefilled_tokens):
-            self._factor[engine] = 1.0 + (factor - 1.0) / 2
-        if event.running or event.queued or not state.waiting():
-            self._idle_since_s.pop(engine, None)
-        elif now - self._idle_since_s.setdefault(engine, now) >= self.IDLE_S:
-            self._factor[engine] = min(self.MAX, factor + self.STEP)
-            self._idle_since_s[engine] = now
+        for engine in state.engines.values():
+            window = self._windows.get(engine.name)
+            if window is not None and window.busy_s <= engine.busy_s:
+                if now - window.since_s < self.WINDOW_S:
+                    continue
+                self._move(engine, window, now, wanted=bool(state.waiting()))
+            self._windows[engine.name] = _Window(
+                now, engine.busy_s, engine.prefilled_tokens, engine.recomputed_tokens
+            )
+
+    def _move(self, engine: EngineState, window: _Window, now: float, *, wanted: bool) -> None:
+        factor = self.factor(engine.name)
+        busy = (engine.busy_s - window.busy_s) / (now - window.since_s)
+        prefilled = engine.prefilled_tokens - window.prefilled_tokens
+        waste = (engine.recomputed_tokens - window.recomputed_tokens) / max(1, prefilled)
+        if busy > self.FULL and waste > self.WASTE:
+            self._factor[engine.name] = 1.0 + (factor - 1.0) / 2
+        elif busy < self.SPARE and wanted:
+            self._factor[engine.name] = min(self.MAX, factor * (1.0 + self.RISE * (self.SPARE - busy)))
 
 
 class PeakAdmission:

@@ -1,0 +1,63 @@
+"""The simulator drives the core and a simulated engine in virtual time."""
+
+from __future__ import annotations
+
+from statistics import mean
+
+import pytest
+
+from agentsched.core import POLICY_NAMES, Core, make_policy
+from agentsched.core import events as ev
+from agentsched.core import log as event_log
+from agentsched.core.log import Entry
+from agentsched.engines.simulated import CostProfile, simulated
+from agentsched.workloads.simulator import Simulation, synthetic_scripts
+
+PROFILE = CostProfile(step_s=2e-3, prefill_token_s=1e-4, decode_row_s=3e-4, attention_s=1e-8)
+
+
+def run(policy: str, *, kv_tokens: int, programs: int = 10, seed: int = 1) -> list[Entry]:
+    engine = simulated(PROFILE, kv_tokens, name="e0")
+    scripts = synthetic_scripts(
+        seed, programs, calls=6, first_tokens=400, new_tokens=120, output_tokens=20, gap_s=0.3
+    )
+    simulation = Simulation(Core(make_policy(policy)), {"e0": engine}, scripts, seed=seed, check=True)
+    return simulation.run()
+
+
+def completion_times_s(entries: list[Entry]) -> list[float]:
+    opened = {e.event.program: e.now for e in entries if isinstance(e.event, ev.ProgramOpened)}
+    closed = {e.event.program: e.now for e in entries if isinstance(e.event, ev.ProgramClosed)}
+    assert set(opened) == set(closed), "every program comes to its end"
+    return [closed[name] - opened[name] for name in opened]
+
+
+def recomputed_tokens(entries: list[Entry]) -> int:
+    return sum(e.event.recomputed_tokens for e in entries if isinstance(e.event, ev.CallFinished))
+
+
+@pytest.mark.parametrize("policy", POLICY_NAMES)
+def test_a_run_ends_and_is_the_same_every_time(policy: str) -> None:
+    first = run(policy, kv_tokens=4_000)
+    assert len(completion_times_s(first)) == 10
+    assert first == run(policy, kv_tokens=4_000)
+
+
+@pytest.mark.parametrize("policy", POLICY_NAMES)
+def test_the_log_of_a_run_replays(policy: str) -> None:
+    entries = run(policy, kv_tokens=4_000)
+    header = event_log.Header(agentsched="test", policy=policy, epoch=1, started_unix_s=0.0)
+    lines = [event_log.encode(header), *(event_log.encode(entry) for entry in entries)]
+    assert all(before == after for before, after in event_log.replay(lines))
+
+
+def test_under_pressure_ours_recomputes_less_and_finishes_sooner_than_lru() -> None:
+    lru, ours = (run(policy, kv_tokens=4_000) for policy in ("fcfs-lru", "agentsched"))
+    assert recomputed_tokens(lru) > 5 * recomputed_tokens(ours)
+    assert mean(completion_times_s(lru)) > 1.1 * mean(completion_times_s(ours))
+
+
+def test_without_pressure_ours_costs_nothing() -> None:
+    lru, ours = (run(policy, kv_tokens=100_000) for policy in ("fcfs-lru", "agentsched"))
+    assert recomputed_tokens(lru) == recomputed_tokens(ours) == 0
+    assert mean(completion_times_s(ours)) == pytest.approx(mean(completion_times_s(lru)), rel=0.01)
