@@ -8,9 +8,12 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -76,6 +79,10 @@ def module_name(path: Path) -> str:
 
 MODULES = {module_name(path): path for path in source_files()}
 PACKAGES = sorted(name for name, path in MODULES.items() if path.name == "__init__.py")
+
+
+def canonical(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def below(name: str, *places: str) -> bool:
@@ -201,6 +208,26 @@ def test_a_third_party_package_is_imported_only_by_its_adapters(package: str) ->
     assert not strays, f"{package} belongs to {ADAPTERS[package]}"
 
 
+def test_what_is_imported_is_declared() -> None:
+    """A package that is only there because another one brings it is gone one day."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    names = (
+        re.match(r"[\w.-]+", requirement)
+        for requirement in project["dependencies"] + extras["engine"] + extras["demo"]
+    )
+    declared = {canonical(name.group()) for name in names if name}
+    providers = packages_distributions()
+    undeclared = [
+        f"{module}:{line} {target}"
+        for module in MODULES
+        for line, target in imports(module)
+        if (top := target.split(".")[0]) not in sys.stdlib_module_names | {"agentsched", "bcc"}
+        and not {canonical(name) for name in providers.get(top, [top])} & declared
+    ]
+    assert not undeclared, "add to pyproject.toml's dependencies or an extra, and to constraints.txt"
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_all_names_what_there_is(name: str) -> None:
     module = importlib.import_module(name)
@@ -240,27 +267,30 @@ def test_links_at_the_root_lead_to_the_nested_packages(name: str) -> None:
     assert link.resolve() == PACKAGE / name
 
 
-SDK_ANYWHERE = """
-import asyncio, ctypes, multiprocessing, os, pathlib, shutil, subprocess, sys, tempfile, threading
-import urllib.request
-
-BLOCKED = {blocked!r}
+BLOCKER = """
+import sys
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"blocked: {{name}}", name=name)
+            raise ModuleNotFoundError(f"blocked: {name}", name=name)
 
 sys.meta_path.insert(0, Blocker())
 for name in [m for m in sys.modules if m.split(".")[0] in BLOCKED]:
     del sys.modules[name]
+"""
+
+# The standard library picks its own Linux parts first; then the system becomes another one.
+SDK_ELSEWHERE = """
+import asyncio, ctypes, multiprocessing, os, pathlib, shutil, subprocess, tempfile, threading
+import urllib.request
 sys.platform = "darwin"
 for lacking in ("pidfd_open", "sched_setaffinity", "sched_getaffinity", "geteuid", "setns", "unshare"):
     if hasattr(os, lacking):
         delattr(os, lacking)
 
+from agentsched import sdk
 from agentsched.sdk import *
-import agentsched.sdk as sdk
 
 @sdk.tool
 def add(a, b):
@@ -274,26 +304,36 @@ print(run())
 """
 
 
-def test_the_sdk_imports_and_runs_without_the_heavy_packages_and_without_linux() -> None:
-    """An agent's process needs the SDK on any system, with none of what engines and daemon need."""
-    blocked = [
-        *ADAPTERS,
-        "prometheus_client",
-        "numpy",
-        "openai",
-        "fcntl",
-        "resource",
-        "pwd",
-        "grp",
-        "termios",
-    ]
+def run_blocked(code: str, blocked: list[str]) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("AGENTSCHED_")}
-    done = subprocess.run(
-        [sys.executable, "-c", SDK_ANYWHERE.format(blocked=blocked)],
+    return subprocess.run(
+        [sys.executable, "-c", f"BLOCKED = {blocked!r}\n{BLOCKER}\n{code}"],
         cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,
     )
+
+
+def test_the_sdk_imports_and_runs_without_the_heavy_packages_and_without_linux() -> None:
+    """An agent's process needs the SDK on any system, with none of what engines and daemon need."""
+    linux = ["fcntl", "resource", "pwd", "grp", "termios"]
+    done = run_blocked(SDK_ELSEWHERE, [*ADAPTERS, "prometheus_client", "numpy", "openai", *linux])
     assert done.returncode == 0, done.stderr
     assert done.stdout == "3\n"
+
+
+def test_the_daemon_imports_with_nothing_but_the_base_install() -> None:
+    daemon = [name for name in MODULES if below(name, "agentsched.daemon")]
+    extras = [
+        "torch",
+        "transformers",
+        "safetensors",
+        "tokenizers",
+        "numpy",
+        "jinja2",
+        "plotly",
+        "minisweagent",
+    ]
+    done = run_blocked("\n".join(f"import {name}" for name in daemon), extras)
+    assert done.returncode == 0, done.stderr
