@@ -13,7 +13,7 @@ from agentsched.core.log import Entry
 from agentsched.engines.simulated import CostProfile, simulated
 from agentsched.workloads.simulator import Simulation, synthetic_scripts
 
-PROFILE = CostProfile(step_s=2e-3, prefill_token_s=1e-4, decode_row_s=3e-4, attention_s=1e-8)
+PROFILE = CostProfile(step_s=2e-3, prefill_token_s=1e-3, decode_row_s=3e-4, attention_s=1e-8)
 
 
 def run(policy: str, *, kv_tokens: int, programs: int = 10, seed: int = 1) -> list[Entry]:
