@@ -1,0 +1,488 @@
+"""The contract suite: what every engine of ours must do, seen through the ``Engine`` protocol.
+
+A test module derives from ``EngineContract`` and says how its engine is made. The engine is shared by
+all tests of the class and never restarted, so each test finds the cache as others left it, as in
+service: it uses fresh tokens, fresh programs, and a newer epoch, which ends all earlier orders.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from typing import Any, cast
+
+import pytest
+import pytest_asyncio
+
+from agentsched.core.decisions import EngineOrder, EngineTerms, Rank, Release, Retain, Segment, Worth
+from agentsched.core.events import CallAborted, CallFinished, CallStarted, FirstToken, StepReport
+from agentsched.engines.contract import Engine, GenerateRequest, RequestRefused, Sampling, TokensOut
+from agentsched.engines.streams import CallItem
+
+CAPACITY_TOKENS = 1024
+BLOCK_TOKENS = 16
+PATIENCE_S = 60.0
+FOREVER = float("inf")
+
+_serial = itertools.count(1)
+
+
+class Run:
+    """One call on its way; what came of it so far."""
+
+    def __init__(self, call: str, items: AsyncIterator[CallItem], journal: list[CallItem]) -> None:
+        self.call = call
+        self.items: list[CallItem] = []
+        self._source = items
+        self._journal = journal
+        self._moved = asyncio.Event()
+        self._task = asyncio.create_task(self._consume())
+
+    async def _consume(self) -> None:
+        # The contract promises an iterator that can be closed.
+        async with aclosing(cast(Any, self._source)) as source:
+            async for item in source:
+                self.items.append(item)
+                self._journal.append(item)
+                self._moved.set()
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for item in self.items if isinstance(item, TokensOut) for token in item.tokens]
+
+    async def reached(self, kind: type[CallItem]) -> None:
+        """Return when an item of this kind has come."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not any(isinstance(item, kind) for item in self.items):
+                assert not self._task.done(), f"{self.call} ended without {kind.__name__}: {self.items}"
+                self._moved.clear()
+                await self._moved.wait()
+
+    async def finished(self) -> CallFinished:
+        """The call's good end. Raises what the call raised."""
+        async with asyncio.timeout(PATIENCE_S):
+            await self._task
+        end = self.items[-1]
+        assert isinstance(end, CallFinished), end
+        return end
+
+    async def hang_up(self) -> None:
+        """Close the iterator early, as a client that goes away does."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+
+class Lab:
+    """One test's dealings with the engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.journal: list[CallItem] = []
+        self.reports: list[StepReport] = []
+        self._epoch = next(_serial)
+        self._seq = itertools.count()
+        self._reported = asyncio.Event()
+        self._reader = asyncio.create_task(self._read_reports())
+
+    async def _read_reports(self) -> None:
+        async for report in self.engine.reports():
+            self.reports.append(report)
+            self._reported.set()
+
+    async def close(self) -> None:
+        self._reader.cancel()
+        await asyncio.wait([self._reader])
+
+    async def until(self, holds: Callable[[Sequence[StepReport]], bool]) -> None:
+        """Return when what was reported in this test makes ``holds`` true."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not holds(self.reports):
+                self._reported.clear()
+                await self._reported.wait()
+
+    def name(self, what: str) -> str:
+        return f"{what}-{self._epoch}-{next(_serial)}"
+
+    def tokens(self, count: int) -> list[int]:
+        """Tokens that no call has had before."""
+        source = random.Random(next(_serial))
+        return [source.randrange(self.engine.capabilities.vocabulary) for _ in range(count)]
+
+    def call(
+        self,
+        prompt: list[int],
+        *,
+        program: str | None = None,
+        output: int = 1,
+        recorded: list[int] | None = None,
+        call: str | None = None,
+        stop_tokens: tuple[int, ...] = (),
+    ) -> Run:
+        request = GenerateRequest(
+            call=call or self.name("call"),
+            program=program or self.name("program"),
+            prompt=prompt,
+            sampling=Sampling(max_output_tokens=output, stop_tokens=stop_tokens),
+            recorded=recorded,
+        )
+        return Run(request.call, self.engine.generate(request), self.journal)
+
+    async def cached(self, prompt: list[int], program: str | None = None) -> int:
+        """How much of the prompt a call finds in the cache (which it then is in)."""
+        return (await self.call(prompt, program=program).finished()).cached_tokens
+
+    async def fill(self, tokens: int) -> None:
+        """Run a call that takes so many tokens of KV."""
+        await self.call(self.tokens(tokens)).finished()
+
+    async def occupied(self) -> Run:
+        """A call that runs for a while."""
+        run = self.call(self.tokens(BLOCK_TOKENS), output=300)
+        await run.reached(FirstToken)
+        return run
+
+    async def submitted(self) -> None:
+        """Let calls that were just made reach the engine ahead of what follows."""
+        await asyncio.sleep(0)
+
+    def starts(self, *runs: Run) -> list[Run]:
+        """These runs in the order in which the engine began them."""
+        order = [item.call for item in self.journal if isinstance(item, CallStarted)]
+        return sorted(runs, key=lambda run: order.index(run.call))
+
+    async def order(self, *orders: EngineOrder) -> None:
+        await self.engine.order(orders)
+
+    def _head(self, seq: int | None) -> dict[str, Any]:
+        return {
+            "cause": 1,
+            "epoch": self._epoch,
+            "seq": next(self._seq) if seq is None else seq,
+            "engine": self.engine.name,
+        }
+
+    def rank(self, program: str, key: float, *, seq: int | None = None) -> Rank:
+        return Rank(program=program, key=key, **self._head(seq))
+
+    def terms(self, **terms: Any) -> EngineTerms:
+        return EngineTerms(**terms, **self._head(None))
+
+    def release(self, program: str) -> Release:
+        return Release(program=program, **self._head(None))
+
+    def retain(
+        self, program: str, tokens: int, value: float = 1.0, *, lease: float = FOREVER, seq: int | None = None
+    ) -> Retain:
+        """Make the first ``tokens`` of the program's context worth ``value``, the rest nothing."""
+        worth = (Worth(until_s=FOREVER, value=value),)
+        segment = Segment(start_tokens=0, end_tokens=tokens, device=worth)
+        return Retain(program=program, segments=(segment,), lease_until_s=lease, **self._head(seq))
+
+
+def blocks(count: int) -> int:
+    """Tokens of so many blocks."""
+    return count * BLOCK_TOKENS
+
+
+def cached_at_most(prompt: list[int]) -> int:
+    """What of a fully cached prompt counts as cached: the last token is always computed."""
+    return (len(prompt) - 1) // BLOCK_TOKENS * BLOCK_TOKENS
+
+
+@pytest.mark.asyncio(loop_scope="class")
+class EngineContract:
+    """Derive, and make an engine of ``CAPACITY_TOKENS`` in blocks of ``BLOCK_TOKENS``."""
+
+    @staticmethod
+    def make() -> Engine:
+        raise NotImplementedError
+
+    @pytest_asyncio.fixture(scope="class", loop_scope="class")
+    @classmethod
+    async def engine(cls) -> AsyncIterator[Engine]:
+        engine = cls.make()
+        await engine.start()
+        yield engine
+        await engine.close()
+
+    @pytest_asyncio.fixture(loop_scope="class")
+    async def lab(self, engine: Engine) -> AsyncIterator[Lab]:
+        lab = Lab(engine)
+        await lab.order(lab.terms())
+        yield lab
+        await lab.close()
+
+    async def test_declares_its_limits(self, engine: Engine) -> None:
+        limits = engine.capabilities
+        assert limits.capacity_tokens == CAPACITY_TOKENS
+        assert limits.block_tokens == BLOCK_TOKENS
+        assert limits.max_context_tokens >= CAPACITY_TOKENS
+        assert limits.vocabulary > 0
+        assert limits.ranks
+        assert limits.retention
+        assert limits.tail_eviction
+        assert limits.recorded_outputs
+
+    # Calls
+
+    async def test_a_call_streams_in_order(self, lab: Lab) -> None:
+        run = lab.call(lab.tokens(100), output=5)
+        end = await run.finished()
+        kinds = [type(item) for item in run.items]
+        assert kinds[:3] == [CallStarted, FirstToken, TokensOut]
+        assert kinds[-1] is CallFinished
+        assert set(kinds[3:-1]) <= {TokensOut}
+        assert (end.prompt_tokens, end.cached_tokens, end.output_tokens) == (100, 0, 5)
+        assert len(run.tokens) == 5
+        assert all(0 <= token < lab.engine.capabilities.vocabulary for token in run.tokens)
+
+    async def test_calls_run_side_by_side(self, lab: Lab) -> None:
+        first = await lab.occupied()
+        second = lab.call(lab.tokens(40), output=2)
+        await second.finished()
+        assert not any(isinstance(item, CallFinished) for item in first.items)
+        await first.finished()
+
+    async def test_output_ends_before_a_stop_token(self, lab: Lab) -> None:
+        prompt, call = lab.tokens(20), lab.name("call")
+        free = lab.call(prompt, output=8, call=call)
+        await free.finished()
+        place = next(n for n in range(1, 8) if free.tokens[n] not in free.tokens[:n])
+        stopped = lab.call(prompt, output=8, call=call, stop_tokens=(free.tokens[place],))
+        assert (await stopped.finished()).output_tokens == place
+        assert stopped.tokens == free.tokens[:place]
+
+    async def test_recorded_outputs_are_emitted(self, lab: Lab) -> None:
+        recorded = lab.tokens(40)
+        run = lab.call(lab.tokens(30), output=1, recorded=recorded, stop_tokens=(recorded[3],))
+        end = await run.finished()
+        assert run.tokens == recorded
+        assert end.output_tokens == 40
+
+    @pytest.mark.parametrize(
+        ("fault", "says"),
+        [
+            ("empty", "prompt"),
+            ("outside", "vocabulary"),
+            ("long", "context"),
+            ("no output", "max_output_tokens"),
+            ("empty recording", "recorded"),
+            ("twice", "in use"),
+        ],
+    )
+    async def test_refuses_what_it_cannot_serve(self, lab: Lab, fault: str, says: str) -> None:
+        running = await lab.occupied()
+        good, outside = lab.tokens(8), lab.engine.capabilities.vocabulary
+        match fault:
+            case "empty":
+                bad = lab.call([])
+            case "outside":
+                bad = lab.call([outside])
+            case "long":
+                bad = lab.call(lab.tokens(CAPACITY_TOKENS), output=CAPACITY_TOKENS)
+            case "no output":
+                bad = lab.call(good, output=0)
+            case "empty recording":
+                bad = lab.call(good, recorded=[])
+            case _:
+                bad = lab.call(good, call=running.call)
+        with pytest.raises(RequestRefused, match=says):
+            await bad.finished()
+        assert bad.items == []
+        assert (await running.finished()).output_tokens == 300
+
+    # Prefix cache
+
+    async def test_a_prompt_seen_before_is_cached(self, lab: Lab) -> None:
+        prompt = lab.tokens(200)
+        assert await lab.cached(prompt) == 0
+        assert await lab.cached(prompt) == cached_at_most(prompt)
+        assert await lab.cached([*prompt[:100], *lab.tokens(100)]) == blocks(6)
+
+    async def test_output_is_cached_for_the_next_call(self, lab: Lab) -> None:
+        prompt, recorded = lab.tokens(50), lab.tokens(50)
+        await lab.call(prompt, recorded=recorded).finished()
+        # The last token was emitted, but never computed.
+        assert await lab.cached([*prompt, *recorded, *lab.tokens(9)]) == blocks(99 // BLOCK_TOKENS)
+
+    async def test_a_prefix_is_shared_between_programs(self, lab: Lab) -> None:
+        prompt = lab.tokens(blocks(4))
+        first, second = lab.name("program"), lab.name("program")
+        await lab.cached(prompt, first)
+        await lab.until(lambda reports: held_of(reports, first) == blocks(4))
+        await lab.cached(prompt, second)
+        await lab.until(lambda reports: held_of(reports, second) == blocks(4))
+
+    async def test_counts_tokens_computed_again(self, lab: Lab) -> None:
+        prompt = lab.tokens(blocks(10))
+        await lab.cached(prompt)
+        await lab.fill(CAPACITY_TOKENS - BLOCK_TOKENS)
+        end = await lab.call(prompt).finished()
+        assert end.cached_tokens + end.recomputed_tokens == len(prompt)
+        assert end.recomputed_tokens >= blocks(9)
+
+    # Without orders: stock
+
+    async def test_without_orders_calls_go_first_come_first_served(self, lab: Lab) -> None:
+        await lab.order(lab.terms(max_running=1))
+        await lab.occupied()
+        runs = [lab.call(lab.tokens(20 + n)) for n in (3, 1, 2)]
+        for run in runs:
+            await run.finished()
+        assert lab.starts(*runs) == runs
+
+    async def test_without_orders_the_longest_unused_tail_is_evicted(self, lab: Lab) -> None:
+        older, newer = lab.tokens(blocks(16)), lab.tokens(blocks(16))
+        await lab.cached(older)
+        await lab.cached(newer)
+        await lab.fill(blocks(40))
+        assert await lab.cached(newer) == cached_at_most(newer)
+        # 8 of 16 blocks were evicted, and one more for the last token of the call above.
+        assert await lab.cached(older) == blocks(7)
+
+    # Standing orders
+
+    async def test_ranks_order_the_queue(self, lab: Lab) -> None:
+        programs = [lab.name("program") for _ in range(3)]
+        await lab.order(lab.terms(max_running=1))
+        await lab.occupied()
+        runs = [lab.call(lab.tokens(20), program=program) for program in programs]
+        await lab.submitted()
+        await lab.order(*(lab.rank(program, key) for program, key in zip(programs, (3, 1, 2), strict=True)))
+        for run in runs:
+            await run.finished()
+        assert lab.starts(*runs) == [runs[1], runs[2], runs[0]]
+
+    async def test_repeated_and_older_orders_are_ignored(self, lab: Lab) -> None:
+        first, second = lab.name("program"), lab.name("program")
+        await lab.order(lab.terms(max_running=1))
+        await lab.occupied()
+        runs = [lab.call(lab.tokens(20), program=program) for program in (first, second)]
+        await lab.submitted()
+        newest = lab.rank(first, 9, seq=1000)
+        await lab.order(newest, lab.rank(second, 5), lab.rank(first, 1, seq=999), newest)
+        for run in runs:
+            await run.finished()
+        assert lab.starts(*runs) == [runs[1], runs[0]]
+
+    async def test_retained_kv_outlives_newer_kv(self, lab: Lab) -> None:
+        older, newer, program = lab.tokens(blocks(16)), lab.tokens(blocks(16)), lab.name("program")
+        await lab.cached(older, program)
+        await lab.order(lab.retain(program, len(older)))
+        await lab.cached(newer)
+        await lab.fill(blocks(40))
+        assert await lab.cached(older, program) == cached_at_most(older)
+        assert await lab.cached(newer) == blocks(7)
+
+    async def test_the_head_is_kept_when_the_tail_is_worth_nothing(self, lab: Lab) -> None:
+        prompt, program = lab.tokens(blocks(16)), lab.name("program")
+        await lab.cached(prompt, program)
+        await lab.order(lab.retain(program, blocks(8)))
+        await lab.fill(CAPACITY_TOKENS - blocks(8))
+        assert await lab.cached(prompt, program) == blocks(8)
+
+    async def test_kv_at_or_below_the_price_goes(self, lab: Lab) -> None:
+        cheap, dear = lab.name("program"), lab.name("program")
+        prompts = {program: lab.tokens(blocks(16)) for program in (cheap, dear)}
+        for program, prompt in prompts.items():
+            await lab.cached(prompt, program)
+        await lab.order(lab.terms(device_price=2.0), lab.retain(cheap, 999, 2.0), lab.retain(dear, 999, 3.0))
+        await lab.fill(CAPACITY_TOKENS - blocks(16))
+        assert await lab.cached(prompts[dear], dear) == cached_at_most(prompts[dear])
+        assert await lab.cached(prompts[cheap], cheap) == 0
+
+    @pytest.mark.parametrize("how", ["lease over", "released", "new epoch"])
+    async def test_retention_ends(self, lab: Lab, how: str) -> None:
+        prompt, program = lab.tokens(blocks(16)), lab.name("program")
+        await lab.cached(prompt, program)
+        await lab.order(lab.retain(program, len(prompt), lease=0.0 if how == "lease over" else FOREVER))
+        if how == "released":
+            await lab.order(lab.release(program))
+        later = Lab(lab.engine)
+        if how == "new epoch":
+            await later.order(later.terms())
+        await lab.fill(CAPACITY_TOKENS - BLOCK_TOKENS)
+        assert await lab.cached(prompt, program) <= BLOCK_TOKENS
+        assert not any(report.broken_leases for report in lab.reports)
+        await later.close()
+
+    async def test_a_stuck_engine_breaks_the_cheapest_lease_and_says_so(self, lab: Lab) -> None:
+        cheap, dear = lab.name("program"), lab.name("program")
+        prompts = {program: lab.tokens(blocks(16)) for program in (cheap, dear)}
+        for program, prompt in prompts.items():
+            await lab.cached(prompt, program)
+        await lab.order(lab.retain(cheap, 999, 1.0), lab.retain(dear, 999, 2.0))
+        await lab.fill(CAPACITY_TOKENS - blocks(20))
+        await lab.until(lambda reports: any(report.broken_leases for report in reports))
+        assert [name for report in lab.reports for name in report.broken_leases] == [cheap]
+        assert await lab.cached(prompts[dear], dear) == cached_at_most(prompts[dear])
+
+    async def test_a_preempted_call_keeps_its_output(self, lab: Lab) -> None:
+        outputs = [lab.tokens(200) for _ in range(2)]
+        programs = [lab.name("program") for _ in outputs]
+        await lab.order(lab.rank(programs[0], 2), lab.rank(programs[1], 1))
+        runs = [
+            lab.call(lab.tokens(blocks(24)), program=program, recorded=output)
+            for program, output in zip(programs, outputs, strict=True)
+        ]
+        for run in runs:
+            await run.finished()
+        assert [run.tokens for run in runs] == outputs
+        await lab.until(lambda reports: any(report.preempted for report in reports))
+        assert {name for report in lab.reports for name in report.preempted} == {programs[0]}
+
+    # Aborts and reports
+
+    async def test_closing_the_stream_aborts_the_call(self, lab: Lab) -> None:
+        await lab.order(lab.terms(max_running=1))
+        running, prompt = await lab.occupied(), lab.tokens(100)
+        waiting = lab.call(prompt)
+        await lab.submitted()
+        await waiting.hang_up()
+        await running.hang_up()
+        await lab.fill(blocks(2))
+        await lab.until(lambda reports: reports[-1].running == reports[-1].queued == 0)
+        assert not any(isinstance(item, CallAborted | CallFinished) for item in running.items)
+        assert await lab.cached(prompt) == 0, "a call that was aborted in the queue was computed"
+
+    async def test_the_kv_of_an_aborted_call_stays_as_cache(self, lab: Lab) -> None:
+        prompt = lab.tokens(100)
+        run = lab.call(prompt, output=300)
+        await run.reached(FirstToken)
+        await run.hang_up()
+        assert await lab.cached(prompt) == cached_at_most(prompt)
+
+    async def test_a_new_reader_gets_a_snapshot_first(self, lab: Lab) -> None:
+        program = lab.name("program")
+        await lab.cached(lab.tokens(blocks(3)), program)
+        await lab.until(lambda reports: held_of(reports, program) == blocks(3))
+        later = Lab(lab.engine)
+        await later.until(lambda reports: bool(reports))
+        assert later.reports[0].snapshot
+        assert later.reports[0].engine == lab.engine.name
+        assert held_of(later.reports[:1], program) == blocks(3)
+        await later.close()
+
+    async def test_reports_account_for_all_memory_and_work(self, lab: Lab) -> None:
+        await lab.until(lambda reports: bool(reports))
+        known, program = len(lab.reports), lab.name("program")
+        await lab.call(lab.tokens(blocks(5)), program=program, output=20).finished()
+        await lab.until(lambda reports: len(reports) > known and reports[-1].running == 0)
+        new = lab.reports[known:]
+        assert sum(report.prefilled_tokens for report in new) == blocks(5)
+        assert sum(report.decoded_tokens for report in new) == 20
+        assert sum(report.step_s for report in new) > 0
+        assert new[-1].free_tokens + new[-1].evictable_tokens == CAPACITY_TOKENS
+        assert held_of(new, program) == blocks(6)
+
+
+def held_of(reports: Sequence[StepReport], program: str) -> int:
+    """Tokens on the device that the program holds by these reports."""
+    held = 0
+    for report in reports:
+        told = {entry.program: entry.device_tokens for entry in report.held}
+        held = told.get(program, 0 if report.snapshot else held)
+    return held
