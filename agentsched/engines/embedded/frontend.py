@@ -159,7 +159,9 @@ class ChatFrontend:
         return [*self._body(turn.thought, [call]), self._ids[END]]
 
     def _encode_now(self, text: str) -> array[int]:
-        return array("I", self._tokenizer.encode(text, add_special_tokens=False).ids)
+        # JSON can carry half a surrogate pair, which no UTF-8 can: such a character is replaced.
+        valid = text.encode("utf-8", "replace").decode("utf-8")
+        return array("I", self._tokenizer.encode(valid, add_special_tokens=False).ids)
 
     def _special(self, token: str) -> int:
         number = self._tokenizer.token_to_id(token)

@@ -26,15 +26,15 @@ from agentsched.engines.embedded.tokenizer import (
 SEED_KEY = "random_weights_seed"
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 
-# Sized by measurement on one Zen 4 core in fp32: a prefill of 14,000 tokens takes 1.4 s (nearly all of
-# it attention), a decode step of 8 sequences at 8,000 tokens each 3 ms. One small key head keeps decode,
-# which reads all of KV, cheap beside prefill, as it is on a GPU.
+# Sized by measurement on one Zen 4 core in fp32: a prefill of 14,000 tokens takes 1.0 s and one of 18,000
+# 1.5 s, nearly all of it attention; a decode step of 8 sequences at 8,000 tokens each takes 2.7 ms. One
+# small key head keeps decode, which reads all of KV, cheap beside prefill, as it is on a GPU.
 _DEMO: dict[str, Any] = {
     "model_type": "llama",
-    "hidden_size": 96,
-    "intermediate_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 192,
     "num_hidden_layers": 2,
-    "num_attention_heads": 6,
+    "num_attention_heads": 4,
     "num_key_value_heads": 1,
     "head_dim": 16,
     "max_position_embeddings": 32768,

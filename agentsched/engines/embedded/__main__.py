@@ -1,0 +1,87 @@
+"""The embedded engine as a process: ``python -m agentsched.engines.embedded --model FOLDER --fd N``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from agentsched.engines.batching import BatchingEngine, Row
+from agentsched.engines.contract import Sampling
+from agentsched.engines.embedded.executor import TorchExecutor
+from agentsched.engines.embedded.model import Llama
+from agentsched.engines.embedded.spec import ModelError, load_spec
+from agentsched.engines.embedded.weights import load_tensors
+from agentsched.engines.process import host
+
+KIND = "embedded"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_executor(
+    folder: Path,
+    kv_tokens: int,
+    *,
+    block_tokens: int = 16,
+    threads: int = 1,
+    dtype: torch.dtype | None = None,
+) -> TorchExecutor:
+    """The folder's model over ``kv_tokens`` of KV, rounded down to whole blocks.
+
+    ``dtype`` is the config's own by default. Raises ``ModelError``; ``ValueError`` for bad numbers.
+    """
+    if block_tokens < 1:
+        raise ValueError(f"block_tokens must be >= 1, got {block_tokens}")
+    spec = load_spec(folder)
+    model = Llama(spec, load_tensors(folder, spec), dtype or spec.dtype)
+    num_blocks = kv_tokens // block_tokens
+    return TorchExecutor(model, num_blocks=num_blocks, block_tokens=block_tokens, threads=threads)
+
+
+def warm_up(executor: TorchExecutor) -> None:
+    """Compute one small batch, so that no call pays for what torch sets up at its first use."""
+    tokens = [0] * min(executor.block_tokens, executor.max_context_tokens)
+    sampling = Sampling(max_output_tokens=1)
+    executor.run([Row(call="warm-up", tokens=tokens, start=0, blocks=[0], sampling=sampling, step=0)])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Load the model and serve the daemon until it goes. Exits with 2 if the model cannot be served."""
+    parser = argparse.ArgumentParser(prog="python -m agentsched.engines.embedded", description=__doc__)
+    parser.add_argument("--fd", type=int, required=True, help="the inherited socket to the daemon")
+    parser.add_argument("--model", type=Path, required=True, help="folder with config.json")
+    parser.add_argument("--kv-tokens", type=int, required=True, help="KV capacity")
+    parser.add_argument("--block-tokens", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1, help="threads that compute")
+    parser.add_argument("--chunk-tokens", type=int, default=512, help="prefill tokens in a step")
+    parser.add_argument("--max-running", type=int, default=64)
+    parser.add_argument("--dtype", choices=sorted(_DTYPES), default=None, help="the config's by default")
+    parser.add_argument("--name", default=KIND, help="the engine's name in reports")
+    options = parser.parse_args(arguments)
+    try:
+        executor = load_executor(
+            options.model,
+            options.kv_tokens,
+            block_tokens=options.block_tokens,
+            threads=options.threads,
+            dtype=_DTYPES.get(options.dtype),
+        )
+        engine = BatchingEngine(
+            executor,
+            KIND,
+            chunk_tokens=options.chunk_tokens,
+            max_running=options.max_running,
+            name=options.name,
+        )
+    except (ModelError, ValueError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    warm_up(executor)
+    host(engine, options.fd)
+
+
+if __name__ == "__main__":
+    main()
