@@ -124,10 +124,10 @@ def programs_chart(runs: Sequence[ReportedRun]) -> go.Figure:
     )
     named: set[str] = set()
     for panel, rows in enumerate(shown, 1):
-        for kind, name, colour in KINDS:
+        for rank, (kind, name, colour) in enumerate(KINDS):
             if any(segment.kind == kind for row in rows for segment in row.segments):
                 _segments(figure, panel, rows, kind, name, colour)
-                figure.data[-1].showlegend = kind not in named
+                figure.data[-1].update(showlegend=kind not in named, legendrank=rank)
                 named.add(kind)
         xs, ys = _kv_outlines(rows)
         figure.add_scatter(
@@ -156,7 +156,7 @@ def programs_chart(runs: Sequence[ReportedRun]) -> go.Figure:
     figure.update_layout(barmode="overlay", bargap=0)
     figure.update_xaxes(title_text="seconds since the first call", row=len(runs), col=1)
     figure.update_xaxes(showticklabels=True, range=[0, max(run.timeline.end_s for run in runs) * 1.01])
-    return _dressed(figure, sum(heights) + 46 * len(runs) + 110)
+    return _dressed(figure, sum(heights) + 46 * len(runs) + 130).update_layout(margin_t=84)
 
 
 def occupancy(runs: Sequence[ReportedRun]) -> go.Figure:

@@ -113,7 +113,7 @@ def figures(runs: Sequence[Summary]) -> list[tuple[str, list[str]]]:
 def comparison_table(runs: Sequence[Summary]) -> Table:
     """All measures of all policies, for a terminal."""
     table = Table(title="Means over rounds (least to greatest)")
-    table.add_column("measure")
+    table.add_column("measure", no_wrap=True)
     for policy in policies_of(runs):
         table.add_column(policy, justify="right")
     for name, cells in figures(runs):

@@ -168,7 +168,7 @@ def _charts(runs: Sequence[ReportedRun]) -> Iterable[_Chart]:
     if any(aeg.tools for run in runs for aeg in run.timeline.programs.values()):
         yield _chart(
             "CPU and memory by tool call",
-            "As its control group counted it, a point a tool call, for the commands that used most CPU.",
+            "As the sandboxes measured it, a point a tool call; the commands that used most CPU.",
             charts.tools_chart(runs),
         )
 
