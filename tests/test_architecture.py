@@ -43,7 +43,7 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "torch": ("agentsched.engines.embedded",),
     "transformers": ("agentsched.engines",),
     "safetensors": ("agentsched.engines.embedded",),
-    "tokenizers": ("agentsched.engines",),
+    "tokenizers": ("agentsched.engines", "agentsched.workloads"),
     "aiohttp": ("agentsched.daemon", "agentsched.engines", "agentsched.workloads", "agentsched.cli"),
     "bcc": ("agentsched.cgroups",),
     "networkx": ("agentsched.graphs", "agentsched.workloads"),
