@@ -1,0 +1,134 @@
+"""The demo's plan and its parts: who runs when, where, and that nothing outlives it."""
+
+import io
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from agentsched.workloads import agents, children, cores, demo, tasks
+from agentsched.workloads.agents import Gate, wait_at_gate
+from agentsched.workloads.board import Board, Line
+from agentsched.workloads.demo import DemoError, Plan
+
+
+def test_policies_take_turns_at_going_first(tmp_path: Path) -> None:
+    plan = Plan(out=tmp_path, rounds=3, policies=("fcfs-lru", "agentsched"))
+    assert list(demo.schedule(plan)) == [
+        (0, "fcfs-lru"),
+        (0, "agentsched"),
+        (1, "agentsched"),
+        (1, "fcfs-lru"),
+        (2, "fcfs-lru"),
+        (2, "agentsched"),
+    ]
+
+
+def test_all_policies_of_a_round_get_the_same_programs(tmp_path: Path) -> None:
+    plan = Plan(out=tmp_path, agents=12, seed=3)
+    chosen = [tasks.load_task(name) for name in plan.tasks]
+    first = demo.assign(plan, chosen, 0)
+    assert first == demo.assign(plan, chosen, 0)
+    assert first != demo.assign(plan, chosen, 1)
+    assert len({program for program, _ in first}) == 12
+    assert {task.instance_id for _, task in first} == set(plan.tasks)
+
+
+def test_two_agents_of_one_task_share_no_prompt(tmp_path: Path) -> None:
+    task = tasks.load_task(demo.LIGHT_TASKS[0])
+    one, two = (agents.Agent(f"agent-0{number}", task, tmp_path) for number in (1, 2))
+    assert one.problem.endswith(task.problem_statement)
+    assert one.problem[:10] != two.problem[:10]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"agents": 0}, "--agents"),
+        ({"rounds": 0}, "--rounds"),
+        ({"policies": ("nonsense",)}, "nonsense"),
+        ({"policies": ("fcfs-lru", "fcfs-lru")}, "--policies"),
+        ({"tasks": ()}, "--tasks"),
+    ],
+)
+def test_a_plan_that_cannot_run_names_the_option(
+    tmp_path: Path, options: dict[str, object], named: str
+) -> None:
+    with pytest.raises(DemoError, match=named):
+        Plan(out=tmp_path, **options)  # type: ignore[arg-type]
+
+
+def test_an_unwritable_folder_is_found_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DemoError, match="cannot be written"):
+        demo.run_demo(Plan(out=tmp_path / "file" / "out"), Console(file=io.StringIO()))
+
+
+def test_the_gate_holds_agents_until_it_opens(tmp_path: Path) -> None:
+    gate = Gate(tmp_path / "gate")
+    through = threading.Event()
+
+    def arrive() -> None:
+        wait_at_gate(gate.folder, "p")
+        through.set()
+
+    thread = threading.Thread(target=arrive)
+    thread.start()
+    while gate.waiting() == 0:
+        pass
+    assert not through.is_set()
+    gate.open()
+    assert through.wait(10)
+    thread.join()
+    wait_at_gate(gate.folder, "late")
+    assert gate.waiting() == 2
+
+
+def test_children_inherit_the_core_and_trees_can_be_moved(tmp_path: Path) -> None:
+    engine_core, tool_core = cores.choose_cores()
+    before = os.sched_getaffinity(0)
+    with cores.confined_to(tool_core):
+        shown = subprocess.run(
+            [sys.executable, "-c", "import os; print(*os.sched_getaffinity(0))"],
+            capture_output=True,
+            check=True,
+        )
+    assert shown.stdout.split() == [str(tool_core).encode()]
+    assert os.sched_getaffinity(0) == before
+    output = tmp_path / "out"
+    parent = children.start(["sh", "-c", "sleep 60 & echo $!; wait"], output=output)
+    try:
+        while not output.read_text().endswith("\n"):
+            pass
+        cores.confine_tree(parent.pid, engine_core)
+        for pid in (parent.pid, int(output.read_text())):
+            assert os.sched_getaffinity(pid) == {engine_core}
+    finally:
+        os.killpg(parent.pid, 9)
+        parent.wait()
+
+
+def test_ending_children_kills_what_ignores_being_asked(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    child = children.start(["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done"], output=output)
+    while "ready" not in output.read_text():
+        pass
+    children.end([child], grace_s=0.2)
+    assert child.returncode == -9
+    children.end([child])
+
+
+def test_without_a_terminal_the_board_prints_plain_lines() -> None:
+    text = io.StringIO()
+    with Board(Console(file=text, width=200), "round 1") as board:
+        board.say("copying trees")
+        board.show([Line("p1", "t", 3, 13, "tool"), Line("p2", "t", 13, 13, "done")])
+        board.show([Line("p1", "t", 4, 13, "tool")])
+    lines = text.getvalue().splitlines()
+    assert lines[0] == "round 1: copying trees"
+    assert lines[1].endswith("16 of 26 calls; 1 done, 1 tool")
+    assert len(lines) == 2
