@@ -27,6 +27,7 @@ from typing import assert_never
 
 from agentsched.core.decisions import EngineOrder, EngineTerms
 from agentsched.core.events import StepReport
+from agentsched.engines import wire
 from agentsched.engines.contract import (
     Capabilities,
     EngineGone,
@@ -36,19 +37,7 @@ from agentsched.engines.contract import (
     StepEngine,
 )
 from agentsched.engines.streams import CallItem, CallStreams, ReportFeed, renamed
-from agentsched.engines.wire import (
-    Abort,
-    Close,
-    Frames,
-    Hello,
-    Orders,
-    Refused,
-    Submit,
-    ToDaemon,
-    ToEngine,
-    WireError,
-    encode,
-)
+from agentsched.engines.wire import Frames, WireError, encode
 
 _log = logging.getLogger(__name__)
 
@@ -121,10 +110,12 @@ class _Host:
         self._reports = ReportPace(engine.capabilities.capacity_tokens)
 
     def run(self) -> None:
-        self._send([Hello(self._engine.capabilities), self._engine.report(time.monotonic(), snapshot=True)])
+        self._send(
+            [wire.Hello(self._engine.capabilities), self._engine.report(time.monotonic(), snapshot=True)]
+        )
         while (messages := self._receive(wait=not self._engine.has_work)) is not None:
             for message in messages:
-                if isinstance(message, Close):
+                if isinstance(message, wire.Close):
                     return
                 self._take(message)
             if self._engine.has_work:
@@ -142,30 +133,30 @@ class _Host:
         if outputs:
             self._send(outputs)
 
-    def _take(self, message: Submit | Abort | Orders) -> None:
+    def _take(self, message: wire.Submit | wire.Abort | wire.Orders) -> None:
         now = time.monotonic()
         match message:
-            case Submit(request=request):
+            case wire.Submit(request=request):
                 try:
                     self._engine.submit(request, now)
                 except RequestRefused as refusal:
-                    self._send([Refused(request.call, str(refusal))])
-            case Abort(call=call):
+                    self._send([wire.Refused(request.call, str(refusal))])
+            case wire.Abort(call=call):
                 self._engine.abort(call, now)
-            case Orders(orders=orders):
+            case wire.Orders(orders=orders):
                 self._engine.order(orders, now)
                 self._reports.ordered(orders)
             case _:
                 assert_never(message)
 
-    def _receive(self, *, wait: bool) -> list[ToEngine] | None:
+    def _receive(self, *, wait: bool) -> list[wire.ToEngine] | None:
         """What has come by now; None once the daemon is gone."""
         if not wait and not select.select([self._link], [], [], 0)[0]:
             return []
         data = self._link.recv(_READ_BYTES)
         return self._frames.for_engine(data) if data else None
 
-    def _send(self, messages: Sequence[Hello | Refused | EngineOutput]) -> None:
+    def _send(self, messages: Sequence[wire.Hello | wire.Refused | EngineOutput]) -> None:
         self._link.sendall(encode(messages))
 
 
@@ -258,7 +249,9 @@ class EngineProcess:
     def generate(self, request: GenerateRequest) -> AsyncIterator[CallItem]:
         life = self._alive()
         return life.calls.run(
-            request, lambda request: life.send([Submit(request)]), lambda call: life.send([Abort(call)])
+            request,
+            lambda request: life.send([wire.Submit(request)]),
+            lambda call: life.send([wire.Abort(call)]),
         )
 
     async def order(self, orders: Sequence[EngineOrder]) -> None:
@@ -307,14 +300,14 @@ class _Life:
             ) from None
 
     async def order(self, orders: Sequence[EngineOrder]) -> None:
-        self.send([Orders(list(orders))])
+        self.send([wire.Orders(list(orders))])
         assert self._writer is not None
         try:
             await self._writer.drain()
         except ConnectionError as error:
             raise EngineGone(f"engine {self._name} does not take orders: {error}") from error
 
-    def send(self, messages: Sequence[ToEngine]) -> None:
+    def send(self, messages: Sequence[wire.ToEngine]) -> None:
         if self._gone:
             raise self._gone
         assert self._writer is not None
@@ -334,12 +327,12 @@ class _Life:
         await asyncio.wait([printing], timeout=self.KILL_TIMEOUT_S)
         self._lost(EngineGone(f"engine {self._name} {self._how_ended()}{fault}{self._last_words()}"))
 
-    def _take(self, message: ToDaemon) -> None:
+    def _take(self, message: wire.ToDaemon) -> None:
         match message:
-            case Hello(capabilities=capabilities):
+            case wire.Hello(capabilities=capabilities):
                 if not self._hello.done():
                     self._hello.set_result(capabilities)
-            case Refused(call=call, reason=reason):
+            case wire.Refused(call=call, reason=reason):
                 self.calls.refuse(call, reason)
             case StepReport():
                 self.reports.publish(renamed(message, self._name))
@@ -385,7 +378,7 @@ class _Life:
     async def end(self) -> None:
         """Close in order if possible, by force if not; leaves no process and no task."""
         if self._gone is None and self._writer and self._hello.done():
-            self.send([Close()])
+            self.send([wire.Close()])
             await self._reap(self.CLOSE_TIMEOUT_S)
         else:
             await self._kill()
