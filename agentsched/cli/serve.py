@@ -1,0 +1,209 @@
+"""``agentsched serve``: the daemon, from options to a clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import platformdirs
+
+from agentsched.core import POLICY_NAMES
+from agentsched.daemon.server import Daemon, Settings
+from agentsched.engines.byte_frontend import VOCABULARY, ByteFrontend
+from agentsched.engines.contract import Engine, EngineGone
+from agentsched.engines.frontend import Frontend
+from agentsched.engines.process import EngineProcess
+
+# \b keeps click from rewrapping the paragraph that follows
+EPILOG = """\b
+Example: a daemon, an agent that knows nothing of it, and what it did
+  agentsched serve --port 8090 &
+  mini -m openai/demo -c mini.yaml \\
+       -c model.model_kwargs.api_base=http://127.0.0.1:8090/v1 -y -t 'task'
+  curl -s http://127.0.0.1:8090/agentsched/programs
+
+\b
+Any OpenAI client works: base URL http://127.0.0.1:8090/v1, any API key.
+A client that sends the header x-agentsched-program says which program its calls
+belong to; without it, ids of tool calls and the conversation itself tell.
+"""
+
+_DEFAULT_KV_TOKENS = 60_000
+
+
+class Source(NamedTuple):
+    """Where answers come from: the text side, and how to start the engine."""
+
+    frontend: Frontend
+    make_engine: Callable[[], Engine]
+
+
+@click.command(epilog=EPILOG)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8090, show_default=True, type=click.IntRange(0, 65535), help="0: a free one.")
+@click.option("--policy", type=click.Choice(POLICY_NAMES), default="agentsched", show_default=True)
+@click.option("--engine", type=click.Choice(["embedded", "simulated"]), default="embedded", show_default=True)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder with config.json and tokenizer.json. Without it a small model with random weights is "
+    "made on first use.",
+)
+@click.option(
+    "--kv-tokens",
+    type=click.IntRange(min=64),
+    default=_DEFAULT_KV_TOKENS,
+    show_default=True,
+    help="Tokens whose KV the engine can hold.",
+)
+@click.option(
+    "--scripts",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of recorded agents, served as models recorded/NAME.",
+)
+@click.option(
+    "--log", type=click.Path(path_type=Path, dir_okay=False), help="Write every event and decision here."
+)
+@click.option(
+    "--max-hold",
+    type=click.FloatRange(min=0, min_open=True),
+    default=600.0,
+    show_default=True,
+    help="Seconds that a call waits for its program's turn before it is answered with 429.",
+)
+@click.option(
+    "--idle-close",
+    type=click.FloatRange(min=0, min_open=True),
+    default=900.0,
+    show_default=True,
+    help="Seconds without a call or a running tool after which a program counts as ended.",
+)
+@click.option(
+    "--ping",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="Seconds between signs of life on a stream that waits.",
+)
+@click.option("--engine-core", type=click.IntRange(min=0), help="Confine the engine to this CPU core.")
+@click.option(
+    "--ready-file", type=click.Path(path_type=Path, dir_okay=False), help="Write the URL here once it serves."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Say more on standard error.")
+def serve(
+    host: str,
+    port: int,
+    policy: str,
+    engine: str,
+    model: Path | None,
+    kv_tokens: int,
+    scripts: Path | None,
+    log: Path | None,
+    max_hold: float,
+    idle_close: float,
+    ping: float,
+    engine_core: int | None,
+    ready_file: Path | None,
+    verbose: bool,
+) -> None:
+    """Serve an OpenAI-compatible API that schedules agent programs as wholes.
+
+    Calls of one agent run are recognised as one program; programs are let into the engine only as far
+    as their KV fits, and keep it while their tools run. Ends on Ctrl-C or SIGTERM.
+    """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    if engine_core is not None and engine_core not in os.sched_getaffinity(0):
+        cores = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
+        raise click.BadParameter(
+            f"core {engine_core} is not among those we may use: {cores}", param_hint="--engine-core"
+        )
+    if engine == "simulated":
+        for option, value in (("--model", model), ("--scripts", scripts)):
+            if value is not None:
+                raise click.UsageError(f"{option} has no meaning for the simulated engine")
+        source = _simulated(kv_tokens, engine_core)
+    else:
+        source = _embedded(model, scripts, kv_tokens, engine_core)
+    settings = Settings(
+        policy=policy,
+        host=host,
+        port=port,
+        log=log,
+        max_hold_s=max_hold,
+        idle_close_s=idle_close,
+        ping_s=ping,
+        run={"engine": engine, "capacity": kv_tokens},
+    )
+    ready_line = f"(policy {policy}, engine {engine}, {kv_tokens:,} KV tokens)"
+    try:
+        asyncio.run(_serve(source, settings, ready_line, ready_file))
+    except EngineGone as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"cannot serve on {host}:{port}: {error}") from error
+
+
+def _simulated(kv_tokens: int, core: int | None) -> Source:
+    command = [sys.executable, "-m", "agentsched.engines.simulated"]
+    command += ["--kv-tokens", str(kv_tokens), "--vocabulary", str(VOCABULARY)]
+    return Source(ByteFrontend(kv_tokens), lambda: EngineProcess("simulated", command, cpu_core=core))
+
+
+def _embedded(model: Path | None, scripts: Path | None, kv_tokens: int, core: int | None) -> Source:
+    # Imported here: the simulated engine needs none of what these import.
+    from agentsched.engines.embedded.frontend import ChatFrontend, load_scripts
+    from agentsched.engines.embedded.preset import ensure_model
+
+    try:
+        if model is None:
+            cache = platformdirs.user_cache_path("agentsched") / "models"
+            model = ensure_model(cache, progress=lambda text: click.echo(f"agentsched: {text}", err=True))
+        recorded = load_scripts(scripts) if scripts else {}
+        frontend = ChatFrontend(model, scripts=recorded)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"the model or its scripts cannot be used: {error}") from error
+    command = [sys.executable, "-m", "agentsched.engines.embedded"]
+    command += ["--model", str(model), "--kv-tokens", str(kv_tokens)]
+    return Source(frontend, lambda: EngineProcess("embedded", command, cpu_core=core))
+
+
+async def _serve(source: Source, settings: Settings, ready_line: str, ready_file: Path | None) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    stop = asyncio.create_task(stopped.wait())
+    running = asyncio.create_task(_run(source, settings, ready_line, ready_file))
+    await asyncio.wait([stop, running], return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    if not running.done():
+        running.cancel()
+    try:
+        await running
+    except asyncio.CancelledError:
+        click.echo("agentsched: stopped", err=True)
+
+
+async def _run(source: Source, settings: Settings, ready_line: str, ready_file: Path | None) -> None:
+    async with Daemon(source.make_engine, source.frontend, settings) as daemon:
+        click.echo(f"agentsched: listening on {daemon.url} {ready_line}")
+        if ready_file is not None:
+            _announce(ready_file, daemon.url)
+        await daemon.wait()
+
+
+def _announce(path: Path, url: str) -> None:
+    # Renamed into place, so that whoever waits for the file never reads half of it.
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(url + "\n", "utf-8")
+    draft.replace(path)

@@ -1,0 +1,370 @@
+"""Live calls: from their arrival through the gate and the engine to everybody who waits for them.
+
+A ``LiveCall`` is one call as clients see it. Any number of clients may be attached: the one that sent
+it, and retries of it. It goes on while somebody is attached, and when its engine is lost before any
+of its answer left, it begins once more on the next engine. The core knows each beginning by an id of
+its own, so that what it hears of one never mixes with the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import cast
+
+import msgspec
+
+from agentsched.core import events as ev
+from agentsched.daemon.chat import Ending, Parsed, Piece, ToolCall, Usage
+from agentsched.daemon.errors import ApiError, engine_gone, overloaded, refused
+from agentsched.daemon.gate import Gate, Ticket, TurnedAway
+from agentsched.daemon.host import Host
+from agentsched.daemon.identity import Ask, Claim, Identities, body_digest
+from agentsched.daemon.programs import Programs
+from agentsched.daemon.stopping import StopStrings
+from agentsched.engines.contract import (
+    Engine,
+    EngineGone,
+    GenerateRequest,
+    RequestRefused,
+    TokensOut,
+)
+from agentsched.engines.frontend import Delta, Frontend, Prepared
+from agentsched.engines.streams import CallItem
+
+_log = logging.getLogger(__name__)
+
+HELD_RETRY_AFTER_S = 30.0
+
+
+@dataclass(eq=False, kw_only=True)
+class LiveCall:
+    """``pieces`` is the answer so far; then either ``ending`` or ``error`` is set, and nothing changes
+    any more. ``delivered``: some of it has left for a client. ``attached`` counts clients."""
+
+    name: str
+    claim: Claim
+    parsed: Parsed
+    prepared: Prepared
+    arrived_s: float
+    attached: int = 1
+    delivered: bool = False
+    pieces: list[Piece] = field(default_factory=list)
+    ending: Ending | None = None
+    error: ApiError | None = None
+    core_name: str = ""
+    beginnings: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    ticket: Ticket | None = None
+    task: asyncio.Task[None] | None = None
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def program(self) -> str:
+        return self.claim.program
+
+    @property
+    def held(self) -> bool:
+        """Whether it waits at the gate."""
+        return self.ticket is not None and not self.ticket.passed.done()
+
+    @property
+    def ended(self) -> bool:
+        return self.ending is not None or self.error is not None
+
+    async def more(self, seen: int, timeout_s: float | None = None) -> bool:
+        """Wait until there are more than ``seen`` pieces, or the end; False if the time ran out."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while len(self.pieces) <= seen and not self.ended:
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def end(self) -> Ending:
+        """Wait for the end. Raises the ``ApiError`` that it ended with."""
+        while not self.ended:
+            await self._changed.wait()
+        if self.error is not None:
+            raise self.error
+        assert self.ending is not None
+        return self.ending
+
+    def notify(self) -> None:
+        """Something changed: wake everybody who waits."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class Calls:
+    """All live calls. ``unavailable``, once set, is what every further call is answered with."""
+
+    def __init__(
+        self,
+        host: Host,
+        gate: Gate,
+        programs: Programs,
+        identities: Identities,
+        frontend: Frontend,
+        *,
+        max_hold_s: float,
+    ) -> None:
+        self.unavailable: ApiError | None = None
+        self._host = host
+        self._gate = gate
+        self._programs = programs
+        self._identities = identities
+        self._frontend = frontend
+        self._max_hold_s = max_hold_s
+        self._live: dict[tuple[str, bytes], LiveCall] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def live(self) -> list[LiveCall]:
+        return list(self._live.values())
+
+    def join(self, parsed: Parsed, prepared: Prepared, *, stated: str | None, retry: bool) -> LiveCall:
+        """The call of a request: a new one, or the live one that it is a retry of. The caller is
+        attached to it until ``leave``. Raises ``ApiError``."""
+        if self.unavailable is not None:
+            raise self.unavailable
+        prepared = self._fitted(prepared)
+        digest = body_digest(parsed.raw)
+        claim = self._identities.resolve(
+            Ask(messages=parsed.chat.messages, digest=digest, stated=stated, retry=retry)
+        )
+        if (live := self._live.get((claim.program, digest))) is not None:
+            live.attached += 1
+            return live
+        call = LiveCall(
+            name=uuid.uuid4().hex,
+            claim=claim,
+            parsed=parsed,
+            prepared=prepared,
+            arrived_s=asyncio.get_running_loop().time(),
+        )
+        self._live[claim.program, digest] = call
+        self.open_program(claim.program)
+        self._arrive(call, claim.answers)
+        call.task = asyncio.create_task(self._run(call), name=f"call {call.name}")
+        self._tasks.add(call.task)
+        call.task.add_done_callback(self._tasks.discard)
+        return call
+
+    def leave(self, call: LiveCall) -> None:
+        """A client is not interested any more; the last one ends the call."""
+        call.attached -= 1
+        if call.attached == 0 and not call.ended:
+            self._cancel(call, ApiError(499, "the client went away"))
+
+    def open_program(self, program: str) -> None:
+        """Tell the core of a program that it does not know yet."""
+        if program not in self._programs.open:
+            self._host.post(ev.ProgramOpened(program=program))
+
+    def close_program(self, program: str) -> bool:
+        """End a program and what it still has running; False if it is not open."""
+        for call in self.live:
+            if call.program == program:
+                self._cancel(call, ApiError(409, f"program {program!r} was closed", code="program_closed"))
+        closed = self._host.post(ev.ProgramClosed(program=program))
+        self._gate.forget(program)
+        return closed
+
+    def fail_all(self, error: ApiError) -> None:
+        """No call can be served any more, neither those that run nor those to come."""
+        self.unavailable = error
+        for call in self.live:
+            self._cancel(call, error)
+
+    async def settle(self) -> None:
+        """Wait until every call that was ended is out of its engine."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _fitted(self, prepared: Prepared) -> Prepared:
+        """The engine's KV may be smaller than the model's context: leave out what cannot fit."""
+        engines = self._host.engines.values()
+        room = max(
+            (min(e.capabilities.max_context_tokens, e.capabilities.capacity_tokens) for e in engines),
+            default=0,
+        )
+        left = room - len(prepared.prompt)
+        if not room or prepared.sampling.max_output_tokens <= left:
+            return prepared
+        if left < 1:
+            raise refused(
+                RequestRefused(
+                    f"messages: the prompt has {len(prepared.prompt):,} tokens, and a context here has room "
+                    f"for {room:,}, output included"
+                )
+            )
+        sampling = msgspec.structs.replace(prepared.sampling, max_output_tokens=left)
+        return msgspec.structs.replace(prepared, sampling=sampling)
+
+    # One call
+
+    def _arrive(self, call: LiveCall, answers: tuple[str, ...] = ()) -> None:
+        call.beginnings += 1
+        call.core_name = call.name if call.beginnings == 1 else f"{call.name}-{call.beginnings}"
+        call.ticket = self._gate.hold(call.core_name, call.program)
+        self._host.post(
+            ev.CallArrived(
+                call=call.core_name,
+                program=call.program,
+                prompt_tokens=len(call.prepared.prompt),
+                max_output_tokens=call.prepared.sampling.max_output_tokens,
+                answers=answers,
+            )
+        )
+        self._gate.pass_seated(call.ticket)
+
+    def _begin_again(self, call: LiveCall) -> None:
+        before = call.core_name
+        call.pieces.clear()
+        call.cached_tokens = call.output_tokens = 0
+        # In this order the program is never without a call, so this is no gap to learn from.
+        self._arrive(call)
+        self._host.post(ev.CallAborted(call=before, reason="its engine was lost; it begins again"))
+
+    async def _run(self, call: LiveCall) -> None:
+        try:
+            while not call.ended:
+                try:
+                    await self._generate(call, await self._pass_gate(call))
+                except EngineGone as error:
+                    if call.delivered or call.beginnings > 1 or self.unavailable:
+                        raise engine_gone(str(error)) from error
+                    _log.warning("call %s begins again: %s", call.name, error)
+                    self._begin_again(call)
+        except ApiError as error:
+            self._end_badly(call, error)
+        except RequestRefused as error:
+            self._end_badly(call, refused(error))
+        except Exception:
+            _log.exception("call %s failed by a fault of the daemon", call.name)
+            self._end_badly(
+                call, ApiError(500, "internal error of the daemon; its log has more", kind="server_error")
+            )
+
+    async def _pass_gate(self, call: LiveCall) -> Engine:
+        ticket = call.ticket
+        assert ticket is not None
+        try:
+            async with asyncio.timeout_at(call.arrived_s + self._max_hold_s):
+                engine = await ticket.passed
+        except TimeoutError:
+            raise overloaded(
+                f"held for {self._max_hold_s:g} s without finding a place in an engine; try again later",
+                HELD_RETRY_AFTER_S,
+            ) from None
+        except TurnedAway as error:
+            raise overloaded(f"too many programs: {error}", error.retry_after_s) from None
+        finally:
+            self._gate.leave(ticket)
+        if engine not in self._host.engines:
+            raise EngineGone(f"engine {engine} is gone")
+        return self._host.engines[engine]
+
+    async def _generate(self, call: LiveCall, engine: Engine) -> None:
+        request = GenerateRequest(
+            call=call.core_name,
+            program=call.program,
+            prompt=call.prepared.prompt,
+            sampling=call.prepared.sampling,
+            recorded=call.prepared.recorded,
+        )
+        decoder = self._frontend.decoder()
+        # A recorded answer is emitted as it was recorded, in full.
+        stops = StopStrings(() if request.recorded is not None else call.parsed.stop)
+        try:
+            items = cast("AsyncGenerator[CallItem, None]", engine.generate(request))
+            async with aclosing(items):
+                async for item in items:
+                    match item:
+                        case TokensOut():
+                            call.output_tokens += len(item.tokens)
+                            self._deliver(call, decoder.feed(item.tokens), stops)
+                            if stops.hit:
+                                self._end_well(call, None)
+                        case ev.CallFinished():
+                            self._deliver(call, decoder.finish(), stops, last=True)
+                            self._end_well(call, item)
+                        case ev.CallAborted():
+                            raise ApiError(
+                                500, f"the engine ended the call: {item.reason}", kind="server_error"
+                            )
+                        case ev.CallStarted():
+                            call.cached_tokens = item.cached_tokens
+                            self._host.post(item)
+                        case ev.FirstToken():
+                            self._host.post(item)
+                    if call.ended:
+                        return
+        except EngineGone:
+            self._host.lost(engine)
+            raise
+
+    def _deliver(self, call: LiveCall, delta: Delta, stops: StopStrings, *, last: bool = False) -> None:
+        text = stops.feed(delta.text)
+        if last and not stops.hit:
+            text += stops.finish()
+        minted = tuple(
+            ToolCall(self._identities.mint(call.program, call.name), tool.name, tool.arguments)
+            for tool in delta.tool_calls
+        )
+        if text or minted:
+            call.pieces.append(Piece(text, minted))
+            call.notify()
+
+    def _end_well(self, call: LiveCall, finished: ev.CallFinished | None) -> None:
+        """``finished`` is None where a stop string ended the answer before the engine did."""
+        tools = [tool for piece in call.pieces for tool in piece.tool_calls]
+        refs = tuple(ev.ToolCallRef(tool_call=tool.id, tool=tool.name) for tool in tools)
+        done = finished or ev.CallFinished(
+            call=call.core_name,
+            prompt_tokens=len(call.prepared.prompt),
+            cached_tokens=call.cached_tokens,
+            output_tokens=call.output_tokens,
+        )
+        self._host.post(msgspec.structs.replace(done, tool_calls=refs))
+        self._forget(call)
+        self._identities.answered(call.claim, "".join(piece.text for piece in call.pieces))
+        cut = done.output_tokens >= call.prepared.sampling.max_output_tokens and finished is not None
+        recorded = call.prepared.recorded
+        if recorded is not None:
+            cut = cut and len(recorded) > done.output_tokens
+        reason = "tool_calls" if tools else "length" if cut else "stop"
+        usage = Usage(
+            prompt_tokens=done.prompt_tokens,
+            cached_tokens=done.cached_tokens,
+            output_tokens=done.output_tokens,
+        )
+        call.ending = Ending(reason, usage)
+        call.notify()
+
+    def _cancel(self, call: LiveCall, error: ApiError) -> None:
+        # The books first: a task that is cancelled before its first step never runs any of its code.
+        self._end_badly(call, error)
+        if call.task is not None:
+            call.task.cancel()
+
+    def _end_badly(self, call: LiveCall, error: ApiError) -> None:
+        if call.ended:
+            return
+        if call.ticket is not None:
+            self._gate.leave(call.ticket)
+        self._host.post(ev.CallAborted(call=call.core_name, reason=error.message))
+        self._forget(call)
+        self._identities.given_up(call.claim)
+        call.error = error
+        call.notify()
+
+    def _forget(self, call: LiveCall) -> None:
+        self._live.pop((call.program, call.claim.digest), None)

@@ -1,0 +1,76 @@
+"""What a client is told when its request fails, in the error format of the OpenAI API."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import msgspec
+
+from agentsched.engines.contract import RequestRefused
+
+_FIELD = re.compile(r"([a-z_]+(?:[\[.][a-z0-9_\].\[]*)?): ")
+_TOO_LONG = re.compile(r"context|no room")
+
+
+class ApiError(Exception):
+    """A request that ends with an error. ``retry_after_s`` becomes the header ``Retry-After``."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.param = param
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> bytes:
+        """The JSON document of the answer."""
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return msgspec.json.encode({"error": error})
+
+    def headers(self) -> dict[str, str]:
+        """Headers of the answer besides its type. ``Retry-After`` is in whole seconds, at least 1."""
+        if self.retry_after_s is None:
+            return {}
+        return {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
+
+
+def bad_field(field: str, problem: str) -> ApiError:
+    """400: one field of the request is at fault."""
+    return ApiError(400, f"{field}: {problem}", param=field)
+
+
+def overloaded(message: str, retry_after_s: float) -> ApiError:
+    """429: nothing is wrong with the request; come back later."""
+    return ApiError(
+        429, message, kind="rate_limit_error", code="rate_limit_exceeded", retry_after_s=retry_after_s
+    )
+
+
+def engine_gone(message: str, retry_after_s: float = 2.0) -> ApiError:
+    """503: the engine cannot answer now."""
+    return ApiError(503, message, kind="server_error", code="engine_unavailable", retry_after_s=retry_after_s)
+
+
+def refused(error: RequestRefused) -> ApiError:
+    """What a frontend or an engine refused. Their messages start with the field, where there is one."""
+    message = str(error)
+    found = _FIELD.match(message)
+    param = found.group(1) if found else None
+    if param == "model":
+        return ApiError(404, message, param="model", code="model_not_found")
+    code = "context_length_exceeded" if _TOO_LONG.search(message) else None
+    if code and param is None:
+        param = "messages"
+    return ApiError(400, message, param=param, code=code)

@@ -1,0 +1,86 @@
+"""Holds the calls of programs that have no seat: an unadmitted call never reaches an engine."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import assert_never
+
+from agentsched.core import decisions as de
+
+
+class TurnedAway(Exception):
+    """The core rejected the call: come back after ``retry_after_s``."""
+
+    def __init__(self, retry_after_s: float, reason: str) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+
+
+class Ticket:
+    """One call at the gate. ``passed`` gives the engine's name, or raises what ended the wait."""
+
+    def __init__(self, call: str, program: str) -> None:
+        self.call = call
+        self.program = program
+        self.passed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def refuse(self, error: Exception) -> None:
+        """End the wait; whoever awaits gets the error."""
+        if not self.passed.done():
+            self.passed.set_exception(error)
+            self.passed.exception()  # a call that was given up meanwhile has nobody to retrieve it
+
+
+class Gate:
+    """Lets the calls of foreground programs through. Carries out Admit, Pause, Reject, Migrate."""
+
+    def __init__(self) -> None:
+        self._seat: dict[str, str] = {}
+        self._held: dict[str, Ticket] = {}
+
+    def hold(self, call: str, program: str) -> Ticket:
+        """A call came. Tell the core then, and ``pass_seated`` after what it decides."""
+        ticket = self._held[call] = Ticket(call, program)
+        return ticket
+
+    def pass_seated(self, ticket: Ticket) -> None:
+        """A program that has its seat already gets no new decision: its call just goes through."""
+        if (engine := self._seat.get(ticket.program)) is not None:
+            self._let_through(ticket, engine)
+
+    def leave(self, ticket: Ticket) -> None:
+        """The call is not waiting any more, whether it passed or not."""
+        self._held.pop(ticket.call, None)
+
+    def forget(self, program: str) -> None:
+        """The program ended."""
+        self._seat.pop(program, None)
+
+    def lost(self, engine: str) -> None:
+        """The engine is gone, and with it the seats there."""
+        self._seat = {program: seat for program, seat in self._seat.items() if seat != engine}
+
+    def refuse_all(self, error: Exception) -> None:
+        """No call that waits now will ever pass."""
+        for ticket in list(self._held.values()):
+            ticket.refuse(error)
+
+    def carry_out(self, decision: de.Admit | de.Pause | de.Reject | de.Migrate) -> None:
+        match decision:
+            case de.Admit() | de.Migrate():
+                self._seat[decision.program] = decision.engine
+                for ticket in list(self._held.values()):
+                    if ticket.program == decision.program:
+                        self._let_through(ticket, decision.engine)
+            case de.Pause():
+                self._seat.pop(decision.program, None)
+            case de.Reject():
+                if (held := self._held.get(decision.call)) is not None:
+                    held.refuse(TurnedAway(decision.retry_after_s, decision.reason))
+            case _:
+                assert_never(decision)
+
+    def _let_through(self, ticket: Ticket, engine: str) -> None:
+        self._held.pop(ticket.call, None)
+        if not ticket.passed.done():
+            ticket.passed.set_result(engine)

@@ -1,0 +1,177 @@
+"""The real-time host of the scheduling core: one funnel for all events, and its clock.
+
+``post`` is the only way in. It runs on the event loop, never waits, and does in order: hand the event
+to the core, write the log, show watchers what happened, carry the decisions out. Carrying out only
+resolves futures and fills queues; should it lead to another event, that one waits its turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from agentsched.core import decisions as de
+from agentsched.core import events as ev
+from agentsched.core.core import Core
+from agentsched.core.state import IllegalEvent
+from agentsched.daemon.eventlog import EventLog
+from agentsched.daemon.gate import Gate
+from agentsched.engines.contract import Engine, EngineGone
+
+_log = logging.getLogger(__name__)
+_MIN_SLEEP_S = 0.001
+
+
+class Watcher(Protocol):
+    """Sees every event that the core took, after it, with its decisions. Must not raise."""
+
+    def observe(self, now: float, event: ev.AnyEvent, decided: Sequence[de.AnyDecision]) -> None: ...
+
+
+class Host:
+    """Drives one core on the running event loop."""
+
+    def __init__(
+        self,
+        core: Core,
+        gate: Gate,
+        *,
+        watchers: Sequence[Watcher] = (),
+        log: EventLog | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._core = core
+        self._gate = gate
+        self._watchers = watchers
+        self._event_log = log
+        self._clock = clock
+        self._engines: dict[str, _Link] = {}
+        self._pending: deque[tuple[ev.AnyEvent, list[IllegalEvent]]] = deque()
+        self._posting = False
+        self._alarm: asyncio.TimerHandle | None = None
+
+    @property
+    def engines(self) -> dict[str, Engine]:
+        """The attached engines by name."""
+        return {name: link.engine for name, link in self._engines.items()}
+
+    def post(self, event: ev.AnyEvent) -> bool:
+        """Handle one event; False if the core says that it cannot be (nothing has changed then).
+
+        An event posted while another is being handled comes after it, and answers True.
+        """
+        refused: list[IllegalEvent] = []
+        self._pending.append((event, refused))
+        if self._posting:
+            return True
+        self._posting = True
+        try:
+            while self._pending:
+                self._handle(*self._pending.popleft())
+        finally:
+            self._posting = False
+        self._set_alarm()
+        return not refused
+
+    def attach(self, engine: Engine) -> None:
+        """An engine is ready for calls."""
+        self._engines[engine.name] = _Link(engine)
+        can = engine.capabilities
+        self.post(
+            ev.EngineAttached(
+                engine=engine.name,
+                capacity_tokens=can.capacity_tokens,
+                block_tokens=can.block_tokens,
+                host_capacity_tokens=can.host_capacity_tokens,
+                max_running=can.max_running,
+            )
+        )
+
+    def lost(self, engine: Engine) -> None:
+        """An engine is gone. May be called by everyone who notices."""
+        link = self._engines.get(engine.name)
+        if link is not None and link.engine is engine:
+            del self._engines[engine.name]
+            link.close()
+            self._gate.lost(engine.name)
+            self.post(ev.EngineLost(engine=engine.name))
+
+    def close(self) -> None:
+        """Stop the clock and the senders, and end the log."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        for link in self._engines.values():
+            link.close()
+        if self._event_log is not None:
+            self._event_log.close()
+
+    def _handle(self, event: ev.AnyEvent, refused: list[IllegalEvent]) -> None:
+        now = self._clock()
+        decided: list[de.AnyDecision] = []
+        try:
+            decided = self._core.handle(now, event)
+        except IllegalEvent as error:
+            _log.info("ignored: %s", error)
+            refused.append(error)
+            return
+        finally:
+            # Also when the core breaks: the event that broke it is the last one of the log.
+            if self._event_log is not None and not refused:
+                self._event_log.write(now, event, decided)
+        for watcher in self._watchers:
+            watcher.observe(now, event, decided)
+        for decision in decided:
+            self._carry_out(decision)
+
+    def _carry_out(self, decision: de.AnyDecision) -> None:
+        if isinstance(decision, de.Admit | de.Pause | de.Reject | de.Migrate):
+            self._gate.carry_out(decision)
+        elif (link := self._engines.get(decision.engine)) is not None:
+            link.send(decision)
+
+    def _set_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        due = self._core.next_wakeup()
+        delay = None if due is None else max(_MIN_SLEEP_S, due - self._clock())
+        loop = asyncio.get_running_loop()
+        self._alarm = None if delay is None else loop.call_later(delay, self._wake)
+
+    def _wake(self) -> None:
+        self.post(ev.Woken())
+
+
+class _Link:
+    """Sends orders to one engine, in order, in batches, without making the host wait."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._orders: list[de.EngineOrder] = []
+        self._sender: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def send(self, order: de.EngineOrder) -> None:
+        self._orders.append(order)
+        if self._sender is None and not self._closed:
+            self._sender = asyncio.create_task(self._send(), name=f"orders to {self.engine.name}")
+
+    def close(self) -> None:
+        self._closed = True
+        if self._sender is not None:
+            self._sender.cancel()
+
+    async def _send(self) -> None:
+        try:
+            while self._orders:
+                batch, self._orders = self._orders, []
+                await self.engine.order(batch)
+        except EngineGone as error:
+            # Its supervisor sees the same and reports the loss; a new engine gets new orders.
+            _log.info("orders did not reach %s: %s", self.engine.name, error)
+            self._closed = True
+        finally:
+            self._sender = None

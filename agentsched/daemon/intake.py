@@ -1,0 +1,61 @@
+"""Events that agents and sandboxes post: checked all together before any of them counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from agentsched.core.events import ProgramClosed, ProgramOpened, ToolFinished, ToolProgressed, ToolStarted
+from agentsched.daemon.calls import Calls
+from agentsched.daemon.chat import check_program, convert, decode_object
+from agentsched.daemon.errors import bad_field
+from agentsched.daemon.host import Host
+
+Posted = ProgramOpened | ProgramClosed | ToolStarted | ToolProgressed | ToolFinished
+_KINDS = {
+    kind.__name__: kind for kind in (ProgramOpened, ProgramClosed, ToolStarted, ToolProgressed, ToolFinished)
+}
+
+
+def parse_events(data: bytes, owner: Callable[[str], str | None]) -> list[Posted]:
+    """The events of ``{"events": [...]}``. ``owner`` gives the program of a tool call whose id we
+    minted: such an event needs no ``program``, and ours counts if it names another one.
+
+    Raises ``ApiError`` (400) naming index and field; nothing has been posted then.
+    """
+    events = decode_object(data).get("events")
+    if not isinstance(events, list):
+        raise bad_field("events", "must be a list of events")
+    return [_event(raw, f"events[{index}]", owner) for index, raw in enumerate(events)]
+
+
+def _event(raw: Any, where: str, owner: Callable[[str], str | None]) -> Posted:
+    if not isinstance(raw, dict):
+        raise bad_field(where, "must be an object")
+    kind = _KINDS.get(raw["event"]) if isinstance(raw.get("event"), str) else None
+    if kind is None:
+        raise bad_field(f"{where}.event", f"must be one of {', '.join(_KINDS)}, got {raw.get('event')!r}")
+    tool_call = raw.get("tool_call")
+    if isinstance(tool_call, str) and (program := owner(tool_call)) is not None:
+        raw = raw | {"program": program}
+    elif "program" not in raw:
+        raise bad_field(f"{where}.program", "is needed: the tool call's id was not given out here")
+    event: Posted = convert(raw, kind, where)
+    check_program(event.program, f"{where}.program")
+    return event
+
+
+def take(events: list[Posted], calls: Calls, host: Host) -> int:
+    """Post checked events in order; how many were ignored, being repeated or of a program that ended."""
+    ignored = 0
+    for event in events:
+        match event:
+            case ProgramClosed():
+                taken = calls.close_program(event.program)
+            case ToolStarted():
+                calls.open_program(event.program)
+                taken = host.post(event)
+            case _:
+                taken = host.post(event)
+        ignored += not taken
+    return ignored

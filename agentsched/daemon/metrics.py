@@ -1,0 +1,126 @@
+"""Prometheus metrics of one daemon, in a registry of their own. A watcher of events and decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from agentsched.core import decisions as de
+from agentsched.core import events as ev
+from agentsched.daemon.programs import Programs
+
+# Seconds. From a cached turn on an idle engine to a call that waited for its program's turn.
+_TTFT_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
+_CALL_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+class Metrics:
+    """Counts what the core handled. ``programs`` must watch before this does."""
+
+    def __init__(self, programs: Programs) -> None:
+        self._programs = programs
+        self._registry = registry = CollectorRegistry()
+        self._calls = Counter(
+            "agentsched_calls", "LLM calls by how they ended.", ["outcome"], registry=registry
+        )
+        self._tokens = Counter(
+            "agentsched_tokens",
+            "Tokens of finished calls: prompt; of these cached and recomputed; output.",
+            ["kind"],
+            registry=registry,
+        )
+        self._tools = Counter("agentsched_tool_calls", "Tool calls that ended.", registry=registry)
+        self._decisions = Counter(
+            "agentsched_decisions", "Decisions of the core.", ["kind"], registry=registry
+        )
+        self._live = Gauge("agentsched_calls_live", "Calls now, by phase.", ["phase"], registry=registry)
+        self._states = Gauge("agentsched_programs", "Open programs now.", ["state"], registry=registry)
+        self._kv = Gauge(
+            "agentsched_kv_tokens",
+            "KV tokens of an engine: capacity; free (holds nothing); evictable (cache only); held.",
+            ["engine", "kind"],
+            registry=registry,
+        )
+        self._engine = Counter(
+            "agentsched_engine_tokens",
+            "Tokens that an engine prefilled, decoded, recomputed or evicted.",
+            ["engine", "kind"],
+            registry=registry,
+        )
+        self._ttft = Histogram(
+            "agentsched_ttft_seconds",
+            "From a call's arrival to its first token, by whether it follows a gap.",
+            ["turn"],
+            buckets=_TTFT_S,
+            registry=registry,
+        )
+        self._call = Histogram(
+            "agentsched_call_seconds", "From a call's arrival to its end.", buckets=_CALL_S, registry=registry
+        )
+        self._arrivals: dict[str, tuple[float, str]] = {}
+        self._capacity: dict[str, int] = {}
+
+    def observe(self, now: float, event: ev.AnyEvent, decided: Sequence[de.AnyDecision]) -> None:
+        """Count one event and what was decided."""
+        for decision in decided:
+            self._decisions.labels(type(decision).__name__).inc()
+        match event:
+            case ev.CallArrived():
+                later = self._programs.open[event.program].calls_done > 0
+                self._arrivals[event.call] = (now, "later" if later else "first")
+            case ev.FirstToken():
+                arrived_s, turn = self._arrivals[event.call]
+                self._ttft.labels(turn).observe(now - arrived_s)
+            case ev.CallFinished():
+                self._call.observe(now - self._arrivals.pop(event.call)[0])
+                self._calls.labels("finished").inc()
+                self._tokens.labels("prompt").inc(event.prompt_tokens)
+                self._tokens.labels("cached").inc(event.cached_tokens)
+                self._tokens.labels("recomputed").inc(event.recomputed_tokens)
+                self._tokens.labels("output").inc(event.output_tokens)
+            case ev.CallAborted():
+                del self._arrivals[event.call]
+                self._calls.labels("aborted").inc()
+            case ev.ToolFinished():
+                self._tools.inc()
+            case ev.EngineAttached():
+                self._capacity[event.engine] = event.capacity_tokens
+            case ev.EngineLost():
+                for kind in ("capacity", "free", "evictable", "held"):
+                    self._kv.labels(event.engine, kind).set(0)
+            case ev.StepReport():
+                self._report(event)
+            case _:
+                pass
+
+    def text(self) -> bytes:
+        """All of it in the Prometheus text format."""
+        phases = dict.fromkeys(("waiting", "sent", "running", "decoding"), 0)
+        seats = {"foreground": 0, "paused": 0}
+        for view in self._programs.open.values():
+            seats["foreground" if view.engine else "paused"] += 1
+            for phase in view.calls.values():
+                phases[phase] += 1
+        for phase, count in phases.items():
+            self._live.labels(phase).set(count)
+        for state, count in seats.items():
+            self._states.labels(state).set(count)
+        return generate_latest(self._registry)
+
+    def _report(self, report: ev.StepReport) -> None:
+        capacity = self._capacity[report.engine]
+        for kind, tokens in (
+            ("capacity", capacity),
+            ("free", report.free_tokens),
+            ("evictable", report.evictable_tokens),
+            ("held", capacity - report.free_tokens),
+        ):
+            self._kv.labels(report.engine, kind).set(tokens)
+        for kind, tokens in (
+            ("prefilled", report.prefilled_tokens),
+            ("decoded", report.decoded_tokens),
+            ("recomputed", report.recomputed_tokens),
+            ("evicted", report.evicted_tokens),
+        ):
+            self._engine.labels(report.engine, kind).inc(tokens)

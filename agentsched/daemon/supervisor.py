@@ -1,0 +1,64 @@
+"""Keeps one engine running: starts it, feeds its reports to the host, and restarts it when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from agentsched.daemon.host import Host
+from agentsched.engines.contract import Engine, EngineGone
+
+_log = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """``make`` gives a new engine each time, so that nothing of a dead one is taken for the next.
+
+    An engine that ends within ``fast_s`` of being ready is a fast failure. After ``max_fast`` of them
+    in a row, or if the first one does not start at all, ``run`` gives up.
+    """
+
+    def __init__(
+        self, make: Callable[[], Engine], host: Host, *, fast_s: float = 10.0, max_fast: int = 4
+    ) -> None:
+        self.ready = asyncio.Event()
+        self._make = make
+        self._host = host
+        self._fast_s = fast_s
+        self._max_fast = max_fast
+
+    async def run(self) -> None:
+        """Until cancelled; the engine is closed then. Raises ``EngineGone`` on giving up."""
+        fast = 0
+        while True:
+            lived_s, error = await self._one_life()
+            if lived_s is None and not self.ready.is_set():
+                raise error
+            fast = fast + 1 if lived_s is None or lived_s < self._fast_s else 1
+            if fast >= self._max_fast:
+                raise EngineGone(f"the engine failed {fast} times in a row, the last time: {error}")
+            pause_s = 0.1 * 2**fast
+            _log.error("%s; starting it again in %.1f s", error, pause_s)
+            await asyncio.sleep(pause_s)
+
+    async def _one_life(self) -> tuple[float | None, EngineGone]:
+        """How long it lived after being ready (None: never was), and what ended it."""
+        loop = asyncio.get_running_loop()
+        engine = self._make()
+        began_s = None
+        try:
+            await engine.start()
+            began_s = loop.time()
+            self._host.attach(engine)
+            self.ready.set()
+            async for report in engine.reports():
+                self._host.post(report)
+            await engine.order([])  # reports just end; this tells why
+            error = EngineGone(f"engine {engine.name} stopped reporting")
+        except EngineGone as gone:
+            error = gone
+        finally:
+            self._host.lost(engine)
+            await engine.close()
+        return (None if began_s is None else loop.time() - began_s), error

@@ -1,0 +1,126 @@
+"""Text for the simulated engine: one byte is one token, so it needs no tokenizer and no model.
+
+Prompts are ASCII; every other character is written as its escape, so that what comes out of the
+engine is the same tokens when it comes back in the next prompt.
+
+The simulated model knows nothing, so its answers can be told in advance. If the last message that is
+not a tool's result begins with
+
+* ``/say TEXT``, the answer is TEXT;
+* ``/call NAME ARGUMENTS``, the answer is a call of that tool (ARGUMENTS is JSON text); once its result
+  is there, the next answer is the text ``done``.
+
+Any other prompt is answered with characters of no meaning, up to the limit of the request.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from agentsched.engines.contract import RequestRefused, Sampling
+from agentsched.engines.frontend import ChatRequest, Delta, Prepared, ToolCallText
+
+MODEL = "simulated"
+VOCABULARY = 128
+DEFAULT_OUTPUT_TOKENS = 64
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+_CALL, _END = "\x01", "\x02"
+
+
+class ByteFrontend:
+    """``agentsched.engines.frontend.Frontend`` of the simulated model."""
+
+    def __init__(self, max_context_tokens: int) -> None:
+        self._max_context_tokens = max_context_tokens
+
+    def models(self) -> list[str]:
+        return [MODEL]
+
+    def decoder(self) -> ByteDecoder:
+        return ByteDecoder()
+
+    def prepare(self, request: ChatRequest) -> Prepared:
+        """See ``Frontend.prepare``."""
+        if request.model.removeprefix("openai/") != MODEL:
+            raise RequestRefused(f"model: {request.model!r} is not served; served is {MODEL}")
+        if not request.messages:
+            raise RequestRefused("messages: must not be empty")
+        parts = [json.dumps(tool) + "\n" for tool in request.tools]
+        parts += [_render(message, index) for index, message in enumerate(request.messages)]
+        prompt = _encode("".join(parts) + "assistant: ")
+        room = self._max_context_tokens - len(prompt)
+        if room < 1:
+            raise RequestRefused(
+                f"messages: the prompt has {len(prompt)} tokens and leaves no room for output in a context "
+                f"of {self._max_context_tokens} tokens"
+            )
+        limit = min(room, request.max_output_tokens or DEFAULT_OUTPUT_TOKENS)
+        told = _told(request.messages)
+        recorded = None if told is None else _encode(told)[: min(room, request.max_output_tokens or room)]
+        sampling = Sampling(
+            max_output_tokens=limit if recorded is None else len(recorded),
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.seed,
+        )
+        return Prepared(prompt=prompt, sampling=sampling, recorded=recorded)
+
+
+class ByteDecoder:
+    """``OutputDecoder`` of one answer."""
+
+    def __init__(self) -> None:
+        self._call: str | None = None
+
+    def feed(self, tokens: list[int]) -> Delta:
+        text, calls = "", []
+        for token in tokens:
+            char = chr(token % VOCABULARY)
+            if char == _CALL and self._call is None:
+                self._call = ""
+            elif char == _END and self._call is not None:
+                name, _, arguments = self._call.partition(" ")
+                calls.append(ToolCallText(name=name, arguments=arguments))
+                self._call = None
+            elif self._call is None:
+                text += char
+            else:
+                self._call += char
+        return Delta(text=text, tool_calls=tuple(calls))
+
+    def finish(self) -> Delta:
+        kept, self._call = self._call, None
+        return Delta(text=kept or "")
+
+
+def _encode(text: str) -> list[int]:
+    return list(text.encode("ascii", "backslashreplace"))
+
+
+def _told(messages: list[dict[str, Any]]) -> str | None:
+    """The answer that the conversation asks for, if it does."""
+    said = [m for m in messages if m.get("role") == "user"]
+    text = _text(said[-1]) if said else ""
+    command, _, rest = text.partition(" ")
+    if command == "/say" and rest:
+        return rest
+    if command == "/call" and rest:
+        return "done" if messages[-1].get("role") == "tool" else f"{_CALL}{rest}{_END}"
+    return None
+
+
+def _render(message: dict[str, Any], index: int) -> str:
+    role = message.get("role")
+    if role not in _ROLES:
+        raise RequestRefused(f"messages[{index}].role: {role!r} is not one of {', '.join(sorted(_ROLES))}")
+    functions = [call["function"] for call in message.get("tool_calls") or ()]
+    calls = "".join(f"{_CALL}{f['name']} {f.get('arguments', '')}{_END}" for f in functions)
+    return f"{role}: {_text(message)}{calls}\n"
+
+
+def _text(message: dict[str, Any]) -> str:
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "".join(str(part.get("text", "")) for part in content)
