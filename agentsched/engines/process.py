@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import select
@@ -85,6 +86,9 @@ def host(engine: StepEngine, fd: int, *, pace: Callable[[float], None] | None = 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     _die_with_daemon()
     os.set_inheritable(fd, False)
+    # A model's libraries bring a million objects that live for good: no collection should walk them
+    # again in the middle of a step.
+    gc.freeze()
     with socket.socket(fileno=fd) as link:
         link.setblocking(True)
         try:
