@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -14,22 +13,9 @@ def choose_cores() -> tuple[int, int]:
     return allowed[0], allowed[-1]
 
 
-@contextlib.contextmanager
-def confined_to(core: int) -> Iterator[None]:
-    """Processes that this thread starts inside the block stay on ``core``, with all they start."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-def confine_tree(pid: int, core: int) -> None:
-    """Move a process, its threads and its descendants to ``core``; later children inherit it.
-
-    What ends meanwhile is skipped.
-    """
+def confine(pid: int, core: int, *, descendants: bool = False) -> None:
+    """Move all threads of a process to ``core``, and with ``descendants`` all that it started; what
+    they start later inherits it. What ends meanwhile is skipped."""
     tasks = Path(f"/proc/{pid}/task")
     try:
         threads = [int(thread.name) for thread in tasks.iterdir()]
@@ -38,5 +24,6 @@ def confine_tree(pid: int, core: int) -> None:
     for thread in threads:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             os.sched_setaffinity(thread, {core})
-            for child in (tasks / str(thread) / "children").read_text().split():
-                confine_tree(int(child), core)
+            children = (tasks / str(thread) / "children").read_text().split() if descendants else []
+            for child in children:
+                confine(int(child), core, descendants=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agentsched.workloads import children
-from agentsched.workloads.cores import confined_to
+from agentsched.workloads.cores import confine
 
 READY_TIMEOUT_S = 180.0
 _LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -32,10 +32,10 @@ class Daemon:
         self._ready_file = folder / "ready"
         self._ready_file.unlink(missing_ok=True)
         command = [sys.executable, "-m", "agentsched", "serve", "--port", "0", *arguments]
-        with confined_to(core):
-            self._process: subprocess.Popen[bytes] = children.start(
-                [*command, "--ready-file", str(self._ready_file)], output=self.output
-            )
+        self._core = core
+        self._process: subprocess.Popen[bytes] = children.start(
+            [*command, "--ready-file", str(self._ready_file)], output=self.output
+        )
 
     def wait_ready(self) -> str:
         """The base address, once calls are taken. Raises ``DaemonFailed``."""
@@ -48,6 +48,8 @@ class Daemon:
                     f"{children.tail(self.output)}"
                 )
             time.sleep(0.05)
+        # Only now, and without its children: the engine has a core of its own.
+        confine(self._process.pid, self._core)
         self.url = text.strip()
         return self.url
 

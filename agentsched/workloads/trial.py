@@ -71,7 +71,7 @@ def run_trial(trial: Trial, *, place: Path, board: Board) -> Finished:
             started.append(agent.start(url=url, gate=gate, environment=trial.environment, output=output))
         _await_agents(trial, gate, started, board)
         for process in started:
-            cores.confine_tree(process.pid, tool_core)
+            cores.confine(process.pid, tool_core, descendants=True)
         gate.open()
         _follow(trial, agents, started, daemon, board)
     finally:

@@ -2,8 +2,6 @@
 
 import io
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -88,25 +86,18 @@ def test_the_gate_holds_agents_until_it_opens(tmp_path: Path) -> None:
     assert gate.waiting() == 2
 
 
-def test_children_inherit_the_core_and_trees_can_be_moved(tmp_path: Path) -> None:
+def test_a_process_moves_to_a_core_alone_or_with_all_that_it_started(tmp_path: Path) -> None:
     engine_core, tool_core = cores.choose_cores()
-    before = os.sched_getaffinity(0)
-    with cores.confined_to(tool_core):
-        shown = subprocess.run(
-            [sys.executable, "-c", "import os; print(*os.sched_getaffinity(0))"],
-            capture_output=True,
-            check=True,
-        )
-    assert shown.stdout.split() == [str(tool_core).encode()]
-    assert os.sched_getaffinity(0) == before
     output = tmp_path / "out"
     parent = children.start(["sh", "-c", "sleep 60 & echo $!; wait"], output=output)
     try:
         while not output.read_text().endswith("\n"):
             pass
-        cores.confine_tree(parent.pid, engine_core)
-        for pid in (parent.pid, int(output.read_text())):
-            assert os.sched_getaffinity(pid) == {engine_core}
+        child = int(output.read_text())
+        cores.confine(parent.pid, engine_core, descendants=True)
+        assert [os.sched_getaffinity(pid) for pid in (parent.pid, child)] == [{engine_core}] * 2
+        cores.confine(parent.pid, tool_core)
+        assert [os.sched_getaffinity(pid) for pid in (parent.pid, child)] == [{tool_core}, {engine_core}]
     finally:
         os.killpg(parent.pid, 9)
         parent.wait()
