@@ -63,6 +63,7 @@ class Run:
 
     async def hang_up(self) -> None:
         """Close the iterator early, as a client that goes away does."""
+        assert not self._task.done(), f"{self.call} has ended already"
         self._task.cancel()
         await asyncio.wait([self._task])
 
@@ -132,8 +133,8 @@ class Lab:
         await self.call(self.tokens(tokens)).finished()
 
     async def occupied(self) -> Run:
-        """A call that runs for a while."""
-        run = self.call(self.tokens(BLOCK_TOKENS), output=300)
+        """A call that runs until it is hung up on."""
+        run = self.call(self.tokens(BLOCK_TOKENS), output=700)
         await run.reached(FirstToken)
         return run
 

@@ -28,7 +28,7 @@ class TestSimulatedInProcess(EngineContract):
 class TestSimulatedProcess(EngineContract):
     @staticmethod
     def make(folder: Path) -> Engine:
-        command = [sys.executable, "-m", "agentsched.engines.simulated", *SIZES, "--speed", "10"]
+        command = [sys.executable, "-m", "agentsched.engines.simulated", *SIZES, "--speed", "2"]
         return EngineProcess("simulated", command)
 
 
