@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agentsched.cgroups.contract import (
         Backend,
+        Cancelled,
         Capabilities,
         CommandUnusable,
         Hint,
@@ -48,6 +49,7 @@ __all__ = [
     "SpecRefused",
     "CommandUnusable",
     "HostRefused",
+    "Cancelled",
     "Unsupported",
 ]
 

@@ -20,6 +20,7 @@ class SandboxError(Exception):
     * ``SpecRefused``: the caller asked for something that cannot be run; nothing was started.
       ``CommandUnusable``: because of the command itself.
     * ``HostRefused``: the machine (kernel, permissions) did not do what it was asked.
+    * ``Cancelled``: another thread ended the run.
     * ``Unsupported``: this backend cannot do it at all; its capabilities say so beforehand.
     """
 
@@ -38,6 +39,10 @@ class CommandUnusable(SpecRefused):
 
 class HostRefused(SandboxError):
     """The machine is at fault; the message names the file or call and its error."""
+
+
+class Cancelled(SandboxError):
+    """The run was ended from another thread, and its leaf is gone."""
 
 
 class Unsupported(SandboxError):
@@ -315,7 +320,7 @@ class Backend(Protocol):
         ...
 
     def create(self, program: str, tool_call: str) -> Leaf:
-        """Make a leaf. A name in use gets a suffix. Raises ``HostRefused``."""
+        """Make a leaf, a new one also for an id that was there before. Raises ``HostRefused``."""
         ...
 
     def close_program(self, program: str) -> None:

@@ -49,6 +49,6 @@ def choose(
             continue
         try:
             return Choice(opener(found, instance, leases), tuple(refused))
-        except HostRefused as error:
+        except (HostRefused, OSError) as error:
             refused.append((name, str(error)))
     raise HostRefused("; ".join(f"the {name} backend is not available: {why}" for name, why in refused))

@@ -186,6 +186,8 @@ class CgroupBackend:
         self._controllers = controllers
         self._knobs = knobs
         self._leases = leases
+        self._number = 0
+        self._closed = False
         self._lock = threading.Lock()
         try:
             for home in homes.values():
@@ -201,36 +203,29 @@ class CgroupBackend:
     def create(self, program: str, tool_call: str) -> Leaf:
         place = names.folder_name(program)
         with self._lock:
-            name = self._free_name(place, names.folder_name(tool_call))
+            if self._closed:
+                raise HostRefused("the runtime of this sandbox was closed")
+            # a number of its own: the same id may come again while its first leaf is half removed
+            self._number += 1
+            name = f"{names.folder_name(tool_call)}={self._number}"
             folders = {kind: f"{home}/{place}/{name}" for kind, home in self._homes.items()}
             try:
-                for kind, folder in folders.items():
-                    if kind != "v2":
-                        self._make(folder, leaf=True)
+                for folder in folders.values():
+                    self._make(folder, leaf=True)
             except HostRefused:
                 tree.remove(list(folders.values()), patience_s=1.0)
                 raise
         v2, *twins = folders.values()
         return CgroupLeaf(v2, twins, self._knobs(folders), self.capabilities, self._leases)
 
-    def _free_name(self, place: str, wanted: str) -> str:
-        name = wanted
-        for number in range(2, 10_000):
-            if self._make(f"{self._homes['v2']}/{place}/{name}", leaf=True):
-                return name
-            name = f"{wanted}={number}"
-        raise HostRefused(f"10,000 leaves named {wanted} exist")
-
-    def _make(self, folder: str, *, leaf: bool) -> bool:
-        """Make one folder and what is missing above it; False if it was there already."""
-        made = True
+    def _make(self, folder: str, *, leaf: bool) -> None:
+        """Make one folder, if it is not there, and what is missing above it."""
         for _ in range(8):  # another instance may remove the empty parent just now
             try:
                 os.mkdir(folder)
                 break
             except FileExistsError:
-                made = False
-                break
+                break  # a parent that others use too
             except FileNotFoundError:
                 self._make(os.path.dirname(folder), leaf=False)
             except OSError as error:
@@ -239,7 +234,6 @@ class CgroupBackend:
             raise HostRefused(f"cannot make {folder}: its parent vanishes again and again")
         if not leaf and self._controllers and folder.startswith(_parent(self._homes["v2"])):
             _write(f"{folder}/cgroup.subtree_control", " ".join(f"+{name}" for name in self._controllers))
-        return made
 
     def close_program(self, program: str) -> None:
         with self._lock:
@@ -248,6 +242,7 @@ class CgroupBackend:
 
     def close(self) -> None:
         with self._lock:
+            self._closed = True
             _remove(self.roots())
             for home in self._homes.values():
                 remove_empty(_parent(home))

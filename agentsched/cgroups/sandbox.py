@@ -31,6 +31,7 @@ class Runtime:
     _lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, wanted: str) -> None:
+        self.closed = False
         self.instance = names.new_instance()
         self.guard = Guard(self.instance)
         self.backend, self.refused = detect.choose(self.instance, self.guard, wanted)
@@ -70,6 +71,7 @@ class Runtime:
             runtimes = list(cls._shared.values())
             cls._shared.clear()
         for runtime in runtimes:
+            runtime.closed = True
             try:
                 runtime.backend.close()
             finally:
@@ -117,6 +119,16 @@ class Sandbox:
         """Better backends, each with the reason why it is not available."""
         return self._runtime.refused
 
+    @property
+    def watchdog_pid(self) -> int | None:
+        """The process that cleans up should this one die; None on systems other than Linux."""
+        return self._runtime.guard.pid
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, or the whole runtime was."""
+        return self._closed or self._runtime.closed
+
     def run(
         self, spec: ToolSpec, on_output: OnOutput | None = None, on_start: OnStart | None = None
     ) -> ToolResult:
@@ -140,7 +152,7 @@ class Sandbox:
         tool_call = tool_call or f"tool-{next(self._numbers)}"
         self._runtime.guard.check()
         with self._lock:
-            if self._closed:
+            if self.closed:
                 raise SandboxError(f"the sandbox of {self.program} is closed")
             leaf = self._runtime.backend.create(self.program, tool_call)
             key = tool_call

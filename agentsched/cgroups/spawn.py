@@ -9,6 +9,7 @@ this process. Should entering fail, it exits before anything of the user's has r
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -19,11 +20,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from agentsched.cgroups.contract import (
+    Cancelled,
     Capabilities,
     CommandUnusable,
     HostRefused,
     Leaf,
-    SandboxError,
     SpecRefused,
     ToolResult,
     ToolSpec,
@@ -44,10 +45,6 @@ _SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DEATH_S = 10.0
 
 
-class Cancelled(SandboxError):
-    """The run was cancelled from another thread; its leaf is gone."""
-
-
 def run_tool_sync(
     sandbox: Sandbox,
     spec: ToolSpec,
@@ -60,7 +57,8 @@ def run_tool_sync(
     Ends when the main process ends; whatever that left behind in the leaf is killed then. On any
     exception, KeyboardInterrupt included, the leaf is killed and removed too. ``on_output`` gets
     chunks as they come, ``on_start`` the leaf and the main process's id; both run in this thread.
-    Raises ``SpecRefused`` before anything was started, and ``HostRefused``.
+    Raises ``SpecRefused`` before anything was started, ``HostRefused``, and ``Cancelled`` if the
+    sandbox is closed meanwhile.
     """
     environment = dict(os.environ if spec.env is None else spec.env)
     argv = _resolve(spec, environment)
@@ -79,6 +77,8 @@ def run_tool_sync(
             _end(leaf, process, pump)
         if outcome is Outcome.CANCELLED:
             raise Cancelled(f"{tool_call} was cancelled")
+        if sandbox.closed:
+            raise Cancelled(f"{tool_call} ended with its sandbox, which was closed")
         if pump.ended.exit_status == _NOT_ENTERED_STATUS and not leaf.entered():
             raise HostRefused(
                 f"{tool_call} could not enter its leaf: {capture.result().decode(errors='replace')}"
@@ -214,6 +214,8 @@ def _start(
             bufsize=0,
         )
     except OSError as error:
+        if error.errno == errno.ENOEXEC:
+            raise CommandUnusable(f"not executable: {argv[0]} (no program and no #! line)", 126) from error
         raise HostRefused(f"cannot start {spec.command_class}: {error.strerror}") from error
 
 
