@@ -17,7 +17,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from agentsched.cgroups.contract import (
     Cancelled,
@@ -75,26 +75,45 @@ def run_tool_sync(
             outcome = pump.wait(spec.timeout_s)
         finally:
             _end(leaf, process, pump)
-        if outcome is Outcome.CANCELLED:
-            raise Cancelled(f"{tool_call} was cancelled")
-        if sandbox.closed:
-            raise Cancelled(f"{tool_call} ended with its sandbox, which was closed")
-        if pump.ended.exit_status == _NOT_ENTERED_STATUS and not leaf.entered():
-            raise HostRefused(
-                f"{tool_call} could not enter its leaf: {capture.result().decode(errors='replace')}"
-            )
-        usage, oom_kills = leaf.usage(), leaf.oom_kills()
-    timed_out = outcome is Outcome.TIMED_OUT
+        run = _Run(tool_call, leaf, pump, capture, outcome)
+        _check(sandbox, run)
+        return _result(sandbox, spec, run, unenforced)
+
+
+class _Run(NamedTuple):
+    """A run that has ended, its leaf still there."""
+
+    tool_call: str
+    leaf: Leaf
+    pump: Pump
+    capture: Capture
+    outcome: Outcome
+
+
+def _check(sandbox: Sandbox, run: _Run) -> None:
+    """Raise if the end is no result of the command's own."""
+    if run.outcome is Outcome.CANCELLED:
+        raise Cancelled(f"{run.tool_call} was cancelled")
+    if sandbox.closed:
+        raise Cancelled(f"{run.tool_call} ended with its sandbox, which was closed")
+    if run.pump.ended.exit_status == _NOT_ENTERED_STATUS and not run.leaf.entered():
+        said = run.capture.result().decode(errors="replace")
+        raise HostRefused(f"{run.tool_call} could not enter its leaf: {said}")
+
+
+def _result(sandbox: Sandbox, spec: ToolSpec, run: _Run, unenforced: tuple[str, ...]) -> ToolResult:
+    timed_out = run.outcome is Outcome.TIMED_OUT
+    oom_kills = run.leaf.oom_kills()
     return ToolResult(
         program=sandbox.program,
-        tool_call=tool_call,
-        exit_status=TIMED_OUT_STATUS if timed_out else pump.ended.exit_status,
-        output=capture.result(),
-        dropped_output_bytes=capture.dropped,
-        usage=usage,
+        tool_call=run.tool_call,
+        exit_status=TIMED_OUT_STATUS if timed_out else run.pump.ended.exit_status,
+        output=run.capture.result(),
+        dropped_output_bytes=run.capture.dropped,
+        usage=run.leaf.usage(),
         timed_out=timed_out,
         oom_killed=oom_kills > 0,
-        reason=_reason(spec, pump, timed_out, oom_kills),
+        reason=_reason(spec, run.pump, timed_out, oom_kills),
         backend=sandbox.capabilities.backend,
         unenforced=unenforced,
     )
