@@ -8,6 +8,7 @@ sets the status itself (``agentsched run`` passes on that of the command that it
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 
 import click
@@ -78,14 +79,16 @@ def cli() -> None:
     """Schedules LLM agents as whole programs: the KV cache of the engine and the tools on the host."""
 
 
-def missing_package(error: ModuleNotFoundError) -> str | None:
+def missing_package(error: ModuleNotFoundError, args: Sequence[str]) -> str | None:
     """How to install the optional package that ``error`` misses; None if it is not one of ours."""
     package = (error.name or "").split(".")[0]
     if package == "bcc":
         return "this needs bcc: install the package python3-bpfcc of Debian or Ubuntu (not from PyPI)"
     if package not in EXTRAS:
         return None
-    return f"this needs the package '{package}': pip install 'agentsched[{EXTRAS[package]}]'"
+    # the extra "demo" brings "engine" as well: naming the smaller one would take two attempts
+    extra = "demo" if "demo" in args[:1] else EXTRAS[package]
+    return f"this needs the package '{package}': pip install 'agentsched[{extra}]'"
 
 
 def main(args: list[str] | None = None) -> None:
@@ -99,7 +102,7 @@ def main(args: list[str] | None = None) -> None:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except ModuleNotFoundError as error:
-        hint = missing_package(error)
+        hint = missing_package(error, sys.argv[1:] if args is None else args)
         if hint is None:
             raise
         click.echo(f"Error: {hint}", err=True)

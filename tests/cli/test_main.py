@@ -96,7 +96,7 @@ def test_no_result_means_success(install_demo: Callable[..., None]) -> None:
     ("module", "advice"),
     [
         ("plotly.graph_objects", "pip install 'agentsched[demo]'"),
-        ("torch", "pip install 'agentsched[engine]'"),
+        ("torch", "pip install 'agentsched[demo]'"),
         ("bcc", "python3-bpfcc"),
     ],
 )
@@ -112,6 +112,11 @@ def test_a_missing_optional_package_is_named_with_what_installs_it(
     assert module.split(".")[0] in message
     assert advice in message
     assert "Traceback" not in message
+
+
+def test_other_commands_need_only_the_extra_that_brings_the_package() -> None:
+    error = ModuleNotFoundError("No module named 'torch'", name="torch")
+    assert "agentsched[engine]" in str(frame.missing_package(error, ["serve", "--port", "0"]))
 
 
 def test_a_missing_module_of_our_own_is_a_bug_and_stays_loud(install_demo: Callable[..., None]) -> None:
