@@ -42,8 +42,9 @@ LIGHT_TASKS = (
 """Tasks whose tools need at most 13 CPU seconds: two cores must do for all agents and the engine."""
 
 POLICIES = ("fcfs-lru", "agentsched")
-RUN_LIMIT_S = 900.0
+RUN_LIMIT_S = 600.0
 KV_SHARE = 0.5
+ROOM_FOR_ONE = 1.25
 KV_BLOCK = 256
 
 
@@ -174,8 +175,9 @@ def set_up(plan: Plan, scratch: Path, console: Console) -> Ready:
     trees = {task.instance_id: scratch / "trees" / task.instance_id for task in chosen}
     for task, sdist in zip(chosen, sdists, strict=True):
         tasks.prepare_tree(task, sdist, trees[task.instance_id])
-    working_set = _working_set(plan, chosen, Tokenizer.from_file(str(model / TOKENIZER)))
-    kv_tokens = plan.kv_tokens or max(KV_BLOCK, round(working_set * KV_SHARE / KV_BLOCK) * KV_BLOCK)
+    contexts = _final_contexts(plan, chosen, Tokenizer.from_file(str(model / TOKENIZER)))
+    working_set = sum(contexts)
+    kv_tokens = plan.kv_tokens or _capacity(contexts)
     say(
         f"{plan.agents} agents will grow to about {working_set:,} tokens together; "
         f"the engine holds {kv_tokens:,} ({kv_tokens / working_set:.0%})"
@@ -190,13 +192,18 @@ def set_up(plan: Plan, scratch: Path, console: Console) -> Ready:
     )
 
 
-def _working_set(plan: Plan, chosen: Sequence[Task], tokenizer: Tokenizer) -> int:
-    """Tokens of all agents' final contexts, from their measured characters."""
+def _final_contexts(plan: Plan, chosen: Sequence[Task], tokenizer: Tokenizer) -> list[int]:
+    """Tokens of each agent's final context, from its measured characters: about, not exactly."""
     texts = [turn.thought + turn.command for task in chosen for turn in tasks.load_turns(task.instance_id)]
     encoded = sum(len(encoding) for encoding in tokenizer.encode_batch(texts))
     tokens_per_char = encoded / sum(map(len, texts))
-    chars = sum(task.final_context_chars for task in islice(cycle(chosen), plan.agents))
-    return round(chars * tokens_per_char)
+    return [round(task.final_context_chars * tokens_per_char) for task in islice(cycle(chosen), plan.agents)]
+
+
+def _capacity(contexts: Sequence[int]) -> int:
+    """A share of the working set, but room for the longest context and some error of the estimate."""
+    wanted = max(sum(contexts) * KV_SHARE, max(contexts) * ROOM_FOR_ONE)
+    return round(wanted / KV_BLOCK) * KV_BLOCK
 
 
 def _run_one(
