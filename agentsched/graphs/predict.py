@@ -37,7 +37,9 @@ PRIOR_CALLS = (4, 8, 12, 16, 20)
 """Calls of programs before any has ended: 12 on average."""
 
 PRIOR_GROWTH_SHARE = 0.3
-"""Growth a call, as a share of the first prompt, before any program has ended."""
+PRIOR_GROWTH_TOKENS = 1_000
+"""Growth a call before any program has ended: this share of the first prompt, and no less than so many
+tokens. Coding agents add 500 to 2,000 a call, however short the question that they began with."""
 
 PRIOR_WEIGHT_CALLS = 1.0
 POOLED_WEIGHT_CALLS = 4.0
@@ -185,7 +187,7 @@ class ContextModel:
             others = self._grown_tokens / self._grown_calls
             weight = POOLED_WEIGHT_CALLS
         else:
-            others = PRIOR_GROWTH_SHARE * first_prompt_tokens
+            others = max(PRIOR_GROWTH_SHARE * first_prompt_tokens, PRIOR_GROWTH_TOKENS)
             weight = PRIOR_WEIGHT_CALLS
         own = max(0, tokens_now - first_prompt_tokens) if calls_done else 0
         return (own + weight * others) / (calls_done + weight)

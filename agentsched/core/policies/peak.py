@@ -158,5 +158,5 @@ class PeakAdmission:
             if need <= limit:
                 return
             if program.in_gap:
-                need -= program.expected_context_tokens
                 orders.pause(program, f"contexts outgrew the engine by {need - limit:,.0f} tokens")
+                need -= program.expected_context_tokens
