@@ -21,7 +21,11 @@ class EventLog:
         """Starts a new file. Raises ``OSError`` if it cannot be written."""
         self._path = path
         self._file = path.open("wb", buffering=0)
-        self._file.write(encode(header) + b"\n")
+        try:
+            self._file.write(encode(header) + b"\n")
+        except OSError:
+            self._file.close()
+            raise
 
     def write(self, now: float, event: AnyEvent, decided: Iterable[AnyDecision]) -> None:
         """One event and all that was decided about it, written out at once."""

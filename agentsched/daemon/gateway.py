@@ -88,6 +88,8 @@ class Gateway:
         prepared = await self._prepare(parsed)
         retry = request.headers.get(_RETRY_HEADER, "0") != "0"
         call = self._calls.join(parsed, prepared, stated=stated, retry=retry)
+        if call.attached > 1:
+            self._metrics.retry_attached()
         try:
             answer = Answer(call.name, parsed.chat.model, int(time.time()))
             if parsed.stream:
@@ -133,7 +135,7 @@ class Gateway:
             if not await call.more(seen, self._ping_s):
                 await response.write(_PING)
                 continue
-            data = [] if begun else [answer.first()]
+            data = [] if begun or (call.error and not call.pieces) else [answer.first()]
             begun = True
             for piece in call.pieces[seen:]:
                 call.delivered = True

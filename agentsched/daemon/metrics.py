@@ -24,6 +24,11 @@ class Metrics:
         self._calls = Counter(
             "agentsched_calls", "LLM calls by how they ended.", ["outcome"], registry=registry
         )
+        self._retries = Counter(
+            "agentsched_retries_attached",
+            "Requests that were answered by a call that another one had begun.",
+            registry=registry,
+        )
         self._tokens = Counter(
             "agentsched_tokens",
             "Tokens of finished calls: prompt; of these cached and recomputed; output.",
@@ -93,6 +98,10 @@ class Metrics:
                 self._report(event)
             case _:
                 pass
+
+    def retry_attached(self) -> None:
+        """A request joined a live call."""
+        self._retries.inc()
 
     def text(self) -> bytes:
         """All of it in the Prometheus text format."""

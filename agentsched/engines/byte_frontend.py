@@ -68,30 +68,40 @@ class ByteFrontend:
 
 
 class ByteDecoder:
-    """``OutputDecoder`` of one answer."""
+    """``OutputDecoder`` of one answer. What is no well-formed tool call is text, marks and all."""
 
     def __init__(self) -> None:
-        self._call: str | None = None
+        self._kept = ""
 
     def feed(self, tokens: list[int]) -> Delta:
         text, calls = "", []
         for token in tokens:
             char = chr(token % VOCABULARY)
-            if char == _CALL and self._call is None:
-                self._call = ""
-            elif char == _END and self._call is not None:
-                name, _, arguments = self._call.partition(" ")
-                calls.append(ToolCallText(name=name, arguments=arguments))
-                self._call = None
-            elif self._call is None:
+            if char == _CALL:
+                text, self._kept = text + self._kept, char
+            elif not self._kept:
                 text += char
+            elif char != _END:
+                self._kept += char
+            elif (call := _call(self._kept[1:])) is not None:
+                calls.append(call)
+                self._kept = ""
             else:
-                self._call += char
+                text, self._kept = text + self._kept + char, ""
         return Delta(text=text, tool_calls=tuple(calls))
 
     def finish(self) -> Delta:
-        kept, self._call = self._call, None
-        return Delta(text=kept or "")
+        kept, self._kept = self._kept, ""
+        return Delta(text=kept)
+
+
+def _call(text: str) -> ToolCallText | None:
+    name, _, arguments = text.partition(" ")
+    try:
+        json.loads(arguments)
+    except ValueError:
+        return None
+    return ToolCallText(name=name, arguments=arguments)
 
 
 def _encode(text: str) -> list[int]:

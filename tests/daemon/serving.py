@@ -1,0 +1,112 @@
+"""A real daemon on a real socket for tests, with the simulated engine inside its event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from openai import AsyncOpenAI
+from prometheus_client.parser import text_string_to_metric_families
+
+from agentsched.daemon.server import Daemon, Settings
+from agentsched.engines.batching import BatchingEngine
+from agentsched.engines.byte_frontend import VOCABULARY, ByteFrontend
+from agentsched.engines.contract import Engine
+from agentsched.engines.inprocess import InProcessEngine
+from agentsched.engines.simulated import CostProfile, simulated
+
+DEADLINE_S = 20.0
+FAST = CostProfile(step_s=0.0, prefill_token_s=0.0, decode_row_s=0.0, attention_s=0.0)
+SLOW = CostProfile(step_s=0.01, prefill_token_s=0.0, decode_row_s=0.0, attention_s=0.0)
+"""10 ms a token: an answer of some hundred tokens is still going on when a test looks."""
+
+
+@dataclass
+class Served:
+    """A running daemon, and how to speak to it. ``steps`` are the engines made so far."""
+
+    daemon: Daemon
+    http: aiohttp.ClientSession
+    steps: list[BatchingEngine]
+
+    @property
+    def url(self) -> str:
+        return self.daemon.url
+
+    def openai(self, program: str | None = None, *, retries: int = 0) -> AsyncOpenAI:
+        headers = {"x-agentsched-program": program} if program else {}
+        return AsyncOpenAI(
+            base_url=f"{self.url}/v1", api_key="none", max_retries=retries, default_headers=headers
+        )
+
+    async def post(self, path: str, body: Any, **headers: str) -> tuple[int, Any, Any]:
+        """Status, JSON body and headers of an answer."""
+        async with self.http.post(self.url + path, json=body, headers=_header_names(headers)) as answer:
+            return answer.status, await answer.json(), answer.headers
+
+    async def chat(self, content: str, **fields: Any) -> tuple[int, Any, Any]:
+        program = fields.pop("program", None)
+        headers = {"x_agentsched_program": program} if program else {}
+        return await self.post("/v1/chat/completions", chat(content, **fields), **headers)
+
+    async def programs(self) -> dict[str, dict[str, Any]]:
+        async with self.http.get(self.url + "/agentsched/programs") as answer:
+            found = (await answer.json())["programs"]
+        return {program["program"]: program for program in found}
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """One sample of /metrics; 0 if it is not there."""
+        async with self.http.get(self.url + "/metrics") as answer:
+            text = await answer.text()
+        samples = (s for family in text_string_to_metric_families(text) for s in family.samples)
+        return next((s.value for s in samples if s.name == name and labels.items() <= s.labels.items()), 0.0)
+
+
+def chat(content: str, **fields: Any) -> dict[str, Any]:
+    """The body of a first call."""
+    return {"model": "simulated", "messages": [{"role": "user", "content": content}]} | fields
+
+
+def _header_names(headers: dict[str, str]) -> dict[str, str]:
+    return {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+@asynccontextmanager
+async def served(
+    profile: CostProfile = FAST,
+    kv_tokens: int = 65_536,
+    make_engine: Callable[[], Engine] | None = None,
+    **settings: Any,
+) -> AsyncIterator[Served]:
+    """A daemon for one test."""
+    steps: list[BatchingEngine] = []
+
+    def make() -> Engine:
+        steps.append(simulated(profile, kv_tokens, vocabulary=VOCABULARY))
+        return InProcessEngine(steps[-1], name="simulated", virtual_time=profile is FAST)
+
+    chosen = Settings(**({"drain_s": 0.1} | settings))
+    async with (
+        Daemon(make_engine or make, ByteFrontend(kv_tokens), chosen) as daemon,
+        aiohttp.ClientSession() as http,
+    ):
+        yield Served(daemon, http, steps)
+    for engine in steps:
+        engine.check_invariants()
+
+
+async def until(condition: Callable[[], Any], what: str) -> None:
+    """Poll until the condition holds; it may be a coroutine function."""
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            result = condition()
+            if asyncio.iscoroutine(result):
+                result = await result
+            if result:
+                return
+            await asyncio.sleep(0.01)
+    raise AssertionError(what)
