@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 
 from agentsched.cgroups.contract import HostRefused, Undo
+from agentsched.cgroups.watchdog import IGNORED
 
 _log = logging.getLogger(__name__)
 _BOOT = "import sys; sys.path.append({root!r}); from agentsched.cgroups.watchdog import main; main()"
@@ -90,15 +92,20 @@ class Guard:
         if not sys.executable:
             raise HostRefused("no Python interpreter to run the watchdog with (sys.executable is empty)")
         boot = _BOOT.format(root=_PACKAGE_ROOT)
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", boot, *self._arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            cwd="/",
-            bufsize=0,
-        )
+        # blocked signals are inherited: none may hit the watchdog before it has learned to ignore them
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {getattr(signal, name) for name in IGNORED})
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", boot, *self._arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                cwd="/",
+                bufsize=0,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _restart(self) -> None:
         _log.warning("the sandbox watchdog of %s died; starting another", self._instance)

@@ -42,10 +42,12 @@ class Runtime:
 
     def _say_what_is_lost(self, wanted: str) -> None:
         can = self.backend.capabilities
-        if can.whole_tree or wanted == can.backend:
+        if can.memory_limit or wanted != "auto":
             return
         why = "; ".join(f"{name}: {reason}" for name, reason in self.refused)
-        _log.warning("no cgroups for tool calls (%s). Lost: %s.", why, "; ".join(can.lost))
+        _log.warning(
+            "tool calls run on the %s backend (%s). Lost: %s.", can.backend, why, "; ".join(can.lost)
+        )
 
     @classmethod
     def shared(cls, wanted: str) -> Runtime:

@@ -105,8 +105,13 @@ def open_backend(
     missing = [name for name in WANTED if name not in controllers]
     if missing and not partial:
         raise HostRefused(f"{folder} has no {', '.join(missing)} controller")
-    if controllers:
-        pass_on(folder, controllers)
+    try:
+        if controllers:
+            pass_on(folder, controllers)
+    except HostRefused:
+        if not partial:
+            raise
+        controllers = ()  # folders without any may be made beside other processes
     home = f"{folder}/{names.PARENT}/{instance}"
     return CgroupBackend(
         {"v2": home}, controllers, lambda made: _capabilities(made, controllers), V2Knobs, leases

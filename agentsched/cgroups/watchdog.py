@@ -22,7 +22,7 @@ from typing import Any
 
 from agentsched.cgroups import marked, names, tree
 
-_IGNORED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGUSR1", "SIGUSR2", "SIGPIPE")
+IGNORED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGUSR1", "SIGUSR2", "SIGPIPE")
 _PATIENCE_S = 60.0  # a process waiting for a device may die late
 
 
@@ -106,7 +106,7 @@ def _open_pidfd(pid: int) -> int | None:
 
 def main() -> None:
     """``INSTANCE MARK ROOT...``; the pipe is stdin."""
-    for name in _IGNORED:
+    for name in IGNORED:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     instance, mark, *roots = sys.argv[1:]
     watchdog = Watchdog(sys.stdin.fileno(), instance, roots, mark)

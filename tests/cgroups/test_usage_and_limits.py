@@ -91,7 +91,7 @@ def test_a_limit_of_processes_stops_forks(sandbox: Sandbox) -> None:
         "        if os.fork() == 0: os.read(0, 1); import time; time.sleep(60)\n"
         "        made += 1\n"
         "except BlockingIOError: pass\n"
-        "print(made)\n"
+        "print(made, flush=True)\n"
         "os._exit(0)\n"
     )
     assert sandbox.run(python(code, limits=Limits(pids=5))).text == "4\n"

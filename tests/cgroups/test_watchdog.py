@@ -156,6 +156,7 @@ def test_a_freeze_ends_with_its_lease_though_nobody_thaws(sandbox: Sandbox) -> N
     seen: list[bool] = []
 
     def started(leaf: Leaf, pid: int) -> None:
+        seen.append(eventually(leaf.entered))
         begun = time.monotonic()
         leaf.freeze(lease_s=0.6)
         seen.append(eventually(lambda: _frozen(leaf), 0.5))
@@ -163,23 +164,24 @@ def test_a_freeze_ends_with_its_lease_though_nobody_thaws(sandbox: Sandbox) -> N
         seen.append(eventually(lambda: not _frozen(leaf), 5.0))
         seen.append(0.55 <= time.monotonic() - begun <= 3.0)
 
-    assert sandbox.run(ToolSpec(argv=["sleep", "0.05"], timeout_s=20), on_start=started).exit_status == 0
-    assert seen == [True, True, True]
+    assert sandbox.run(ToolSpec(argv=["sleep", "0.2"], timeout_s=20), on_start=started).exit_status == 0
+    assert seen == [True, True, True, True]
 
 
 def test_a_renewed_freeze_holds_on_and_thaw_ends_it(sandbox: Sandbox) -> None:
     seen: list[bool] = []
 
     def started(leaf: Leaf, pid: int) -> None:
-        leaf.freeze(lease_s=0.3)
+        seen.append(eventually(leaf.entered))
+        leaf.freeze(lease_s=0.4)
         leaf.freeze(lease_s=60)
-        seen.append(eventually(lambda: not _frozen(leaf), 0.0) or eventually(lambda: _frozen(leaf)))
-        seen.append(not eventually(lambda: not _frozen(leaf), 0.6))
+        seen.append(eventually(lambda: _frozen(leaf)))
+        seen.append(not eventually(lambda: not _frozen(leaf), 0.7))
         leaf.thaw()
         seen.append(eventually(lambda: not _frozen(leaf)))
 
-    assert sandbox.run(ToolSpec(argv=["true"], timeout_s=20), on_start=started).exit_status == 0
-    assert seen == [True, True, True]
+    assert sandbox.run(ToolSpec(argv=["sleep", "0.2"], timeout_s=20), on_start=started).exit_status == 0
+    assert seen == [True, True, True, True]
 
 
 def test_a_frozen_tool_can_time_out(sandbox: Sandbox) -> None:

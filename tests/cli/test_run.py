@@ -174,7 +174,7 @@ def test_without_cgroups_it_says_once_what_is_lost() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
     assert len(done.stderr.splitlines()) == 1
-    assert "no cgroups for tool calls (v2: no cgroup v2 hierarchy is mounted" in done.stderr
+    assert "tool calls run on the none backend (v2: no cgroup v2 hierarchy is mounted" in done.stderr
     assert "limits are not enforced" in done.stderr
 
 
