@@ -37,9 +37,10 @@ PRIOR_CALLS = (4, 8, 12, 16, 20)
 """Calls of programs before any has ended: 12 on average."""
 
 PRIOR_GROWTH_SHARE = 0.3
-PRIOR_GROWTH_TOKENS = 1_000
+PRIOR_GROWTH_TOKENS = 1_500
 """Growth a call before any program has ended: this share of the first prompt, and no less than so many
-tokens. Coding agents add 500 to 2,000 a call, however short the question that they began with."""
+tokens. Recorded coding agents add 800 to 1,700 a call, those of published SWE-bench runs 2,000 to 6,000,
+however short the question that they began with."""
 
 PRIOR_WEIGHT_CALLS = 1.0
 POOLED_WEIGHT_CALLS = 4.0

@@ -51,7 +51,7 @@ class Overcommit:
     """
 
     WINDOW_S = 3.0
-    RISE = 0.5
+    RISE = 0.25
     MAX = 8.0
     SPARE = 0.8
     FULL = 0.9
