@@ -45,6 +45,14 @@ class Source(NamedTuple):
     make_engine: Callable[[], Engine]
 
 
+def _usable_core(ctx: click.Context, param: click.Parameter, core: int | None) -> int | None:
+    usable = os.sched_getaffinity(0)
+    if core is not None and core not in usable:
+        cores = ", ".join(map(str, sorted(usable)))
+        raise click.BadParameter(f"core {core} is not among those that we may use: {cores}")
+    return core
+
+
 @click.command(epilog=EPILOG)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8090, show_default=True, type=click.IntRange(0, 65535), help="0: a free one.")
@@ -92,7 +100,12 @@ class Source(NamedTuple):
     show_default=True,
     help="Seconds between signs of life on a stream that waits.",
 )
-@click.option("--engine-core", type=click.IntRange(min=0), help="Confine the engine to this CPU core.")
+@click.option(
+    "--engine-core",
+    type=click.IntRange(min=0),
+    callback=_usable_core,
+    help="Confine the engine to this CPU core.",
+)
 @click.option(
     "--ready-file", type=click.Path(path_type=Path, dir_okay=False), help="Write the URL here once it serves."
 )
@@ -122,18 +135,7 @@ def serve(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    if engine_core is not None and engine_core not in os.sched_getaffinity(0):
-        cores = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
-        raise click.BadParameter(
-            f"core {engine_core} is not among those we may use: {cores}", param_hint="--engine-core"
-        )
-    if engine == "simulated":
-        for option, value in (("--model", model), ("--scripts", scripts)):
-            if value is not None:
-                raise click.UsageError(f"{option} has no meaning for the simulated engine")
-        source = _simulated(kv_tokens, engine_core)
-    else:
-        source = _embedded(model, scripts, kv_tokens, engine_core)
+    source = _source(engine, model, scripts, kv_tokens, engine_core)
     settings = Settings(
         policy=policy,
         host=host,
@@ -151,6 +153,17 @@ def serve(
         raise click.ClickException(str(error)) from error
     except OSError as error:
         raise click.ClickException(f"cannot serve on {host}:{port}: {error}") from error
+
+
+def _source(
+    engine: str, model: Path | None, scripts: Path | None, kv_tokens: int, core: int | None
+) -> Source:
+    if engine == "embedded":
+        return _embedded(model, scripts, kv_tokens, core)
+    for option, value in (("--model", model), ("--scripts", scripts)):
+        if value is not None:
+            raise click.UsageError(f"{option} has no meaning for the simulated engine")
+    return _simulated(kv_tokens, core)
 
 
 def _simulated(kv_tokens: int, core: int | None) -> Source:

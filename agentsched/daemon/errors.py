@@ -70,7 +70,8 @@ def refused(error: RequestRefused) -> ApiError:
     param = found.group(1) if found else None
     if param == "model":
         return ApiError(404, message, param="model", code="model_not_found")
-    code = "context_length_exceeded" if _TOO_LONG.search(message) else None
-    if code and param is None:
-        param = "messages"
-    return ApiError(400, message, param=param, code=code)
+    if _TOO_LONG.search(message):
+        # Agents retry a 400 that they do not know, and know this one by the first words.
+        message = f"This model's maximum context length is exceeded. {message}"
+        return ApiError(400, message, param=param or "messages", code="context_length_exceeded")
+    return ApiError(400, message, param=param)

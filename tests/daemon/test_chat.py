@@ -165,6 +165,7 @@ async def test_a_client_library_understands_the_errors() -> None:
         with pytest.raises(BadRequestError) as long:
             await client.chat.completions.create(model="simulated", messages=messages)
         assert long.value.code == "context_length_exceeded"
+        assert "maximum context length is exceeded" in str(long.value)
         with pytest.raises(NotFoundError):
             await client.chat.completions.create(model="gpt-5", messages=messages)
 

@@ -93,4 +93,6 @@ def test_a_log_that_can_grow_no_more_ends_and_that_is_said_once(tmp_path: Path) 
     )
     assert done.stderr.count(f"the event log {log} ends here") == 1
     with log.open("rb") as lines:
-        assert [entry.event for entry in read(lines)[1]] == [Woken(), Woken()]
+        kept = [entry.event for entry in read(lines)[1]]
+    assert 0 < len(kept) < 9
+    assert set(kept) == {Woken()}
