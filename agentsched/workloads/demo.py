@@ -12,10 +12,10 @@ import os
 import random
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -152,10 +152,22 @@ def schedule(plan: Plan) -> Iterator[tuple[int, str]]:
 
 
 def assign(plan: Plan, chosen: Sequence[Task], round_: int) -> tuple[tuple[str, Task], ...]:
-    """(program, task) of each agent: tasks in turn, in an order by seed and round, equal for all policies."""
-    shuffled = random.Random(plan.seed * 1000 + round_).sample(chosen, len(chosen))
-    given = islice(cycle(shuffled), plan.agents)
+    """(program, task) of each agent, in an order by seed and round, equal for all policies."""
+    given = _shares(plan.agents, chosen)
+    random.Random(plan.seed * 1000 + round_).shuffle(given)
     return tuple((f"agent-{number:02d}", task) for number, task in enumerate(given, 1))
+
+
+def _shares(agents: int, chosen: Sequence[Task]) -> list[Task]:
+    """Each task once while there are agents; the others go to the tasks that have used the least CPU
+    of the tools' core so far, which would else be the bottleneck that hides the engine."""
+    given = list(chosen[:agents])
+    counts = Counter(task.instance_id for task in given)
+    while len(given) < agents:
+        task = min(chosen, key=lambda task: (counts[task.instance_id] + 1) * task.tool_cpu_s)
+        counts[task.instance_id] += 1
+        given.append(task)
+    return given
 
 
 def set_up(plan: Plan, scratch: Path, console: Console) -> Ready:
@@ -197,7 +209,7 @@ def _final_contexts(plan: Plan, chosen: Sequence[Task], tokenizer: Tokenizer) ->
     texts = [turn.thought + turn.command for task in chosen for turn in tasks.load_turns(task.instance_id)]
     encoded = sum(len(encoding) for encoding in tokenizer.encode_batch(texts))
     tokens_per_char = encoded / sum(map(len, texts))
-    return [round(task.final_context_chars * tokens_per_char) for task in islice(cycle(chosen), plan.agents)]
+    return [round(task.final_context_chars * tokens_per_char) for task in _shares(plan.agents, chosen)]
 
 
 def _capacity(contexts: Sequence[int]) -> int:

@@ -1,13 +1,17 @@
 """The demo's plan and its parts: who runs when, where, and that nothing outlives it."""
 
+import contextlib
 import io
+import json
 import os
 import threading
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from agentsched.core.events import CallFinished, ProgramClosed, ToolFinished
 from agentsched.workloads import agents, children, cores, demo, tasks
 from agentsched.workloads.agents import Gate, wait_at_gate
 from agentsched.workloads.board import Board, Line
@@ -34,6 +38,15 @@ def test_all_policies_of_a_round_get_the_same_programs(tmp_path: Path) -> None:
     assert first != demo.assign(plan, chosen, 1)
     assert len({program for program, _ in first}) == 12
     assert {task.instance_id for _, task in first} == set(plan.tasks)
+
+
+def test_agents_beyond_one_a_task_go_where_tools_are_light(tmp_path: Path) -> None:
+    chosen = [tasks.load_task(name) for name in demo.LIGHT_TASKS]
+    given = demo.assign(Plan(out=tmp_path, agents=10), chosen, 0)
+    counts = Counter(task.instance_id for _, task in given)
+    assert counts["python-dotenv-1.2.2-byte-order-mark"] == max(counts.values())
+    few = demo.assign(Plan(out=tmp_path, agents=2), chosen, 0)
+    assert {task.instance_id for _, task in few} == set(demo.LIGHT_TASKS[:2])
 
 
 def test_two_agents_of_one_task_share_no_prompt(tmp_path: Path) -> None:
@@ -123,3 +136,51 @@ def test_without_a_terminal_the_board_prints_plain_lines() -> None:
     assert lines[0] == "round 1: copying trees"
     assert lines[1].endswith("16 of 26 calls; 1 done, 1 tool")
     assert len(lines) == 2
+
+
+def test_two_agents_run_through_everything(tmp_path: Path) -> None:
+    """Unmodified mini-swe-agent, daemon, embedded engine and sandboxes, to graded results."""
+    pytest.importorskip("torch")
+    pytest.importorskip("minisweagent")
+    name = "python-dotenv-1.2.2-byte-order-mark"
+    try:
+        task = tasks.load_task(name)
+        tasks.fetch_sdist(task, tasks.cache_folder())
+        tasks.ensure_environment([task], tasks.cache_folder())
+    except tasks.TaskError as error:
+        pytest.skip(f"the task is neither cached nor to be fetched: {error}")
+    text = io.StringIO()
+    plan = Plan(out=tmp_path / "out", agents=2, tasks=(name,), rounds=1, policies=("agentsched",))
+    outcome = demo.run_demo(plan, Console(file=text, width=200))
+    assert outcome.tasks == demo.TaskCount(total=2, passed=2), outcome.results
+
+    written = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert written["tasks"] == {"total": 2, "passed": 2}
+    (run,) = written["runs"]
+    turns = len(tasks.load_turns(name))
+    assert (run["policy"], run["programs"], run["unfinished"]) == ("agentsched", 2, 0)
+    assert run["tool_calls"] == 2 * turns
+    assert run["tool_cpu_s"] > 1
+    assert run["context_tokens"] > 20_000
+    assert "agentsched" in (tmp_path / "out" / "report.html").read_text()
+
+    entries = outcome.runs[0].entries
+    asked = [
+        call.tool_call
+        for entry in entries
+        if isinstance(entry.event, CallFinished)
+        for call in entry.event.tool_calls
+    ]
+    finished = [entry.event for entry in entries if isinstance(entry.event, ToolFinished)]
+    assert sorted(asked) == sorted(event.tool_call for event in finished)
+    assert [entry.event.program for entry in entries if isinstance(entry.event, ProgramClosed)]
+    processes = _command_lines()
+    assert not [line for line in processes if str(tmp_path).encode() in line]
+
+
+def _command_lines() -> list[bytes]:
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it ended while we looked
+            lines.append(path.read_bytes())
+    return lines
