@@ -95,3 +95,30 @@ def test_help_teaches_with_an_example() -> None:
     done = run("--help")
     assert "agentsched serve --port 8090" in done.stdout
     assert "x-agentsched-program" in done.stdout
+
+
+def test_a_recorded_agent_is_served_by_the_embedded_engine(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    preset = pytest.importorskip("agentsched.engines.embedded.preset")
+    model = preset.ensure_model(tmp_path, progress=lambda text: None, preset="tiny")
+    turns = [{"thought": "Looking.", "command": "ls"}, {"thought": "Done.", "command": "true"}]
+    (tmp_path / "scripts" / "agent").mkdir(parents=True)
+    (tmp_path / "scripts" / "agent" / "turns.json").write_text(json.dumps(turns))
+    options = ("--engine", "embedded", "--model", str(model), "--scripts", str(tmp_path / "scripts"))
+    with serving(tmp_path, *options, "--kv-tokens", "2048") as (_, url):
+        messages: list[Any] = [{"role": "user", "content": "repair it"}]
+        for turn in turns:
+            body = json.dumps({"model": "recorded/agent", "messages": messages}).encode()
+            with urllib.request.urlopen(f"{url}/v1/chat/completions", body, timeout=DEADLINE_S) as answer:
+                program = answer.headers["x-agentsched-program"]
+                reply = json.load(answer)
+            message = reply["choices"][0]["message"]
+            (call,) = message["tool_calls"]
+            assert message["content"] == turn["thought"]
+            assert json.loads(call["function"]["arguments"]) == {"command": turn["command"]}
+            messages += [message, {"role": "tool", "tool_call_id": call["id"], "content": "a b c"}]
+        with urllib.request.urlopen(f"{url}/agentsched/programs", timeout=DEADLINE_S) as answer:
+            (view,) = json.load(answer)["programs"]
+        assert (view["program"], view["calls_done"]) == (program, 2)
+        # All of the first call's whole blocks were still held when the second came.
+        assert reply["usage"]["prompt_tokens_details"]["cached_tokens"] >= 16
