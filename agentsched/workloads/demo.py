@@ -116,7 +116,6 @@ class Ready:
     environment: Path
     model: Path
     kv_tokens: int
-    working_set_tokens: int
 
 
 def run_demo(plan: Plan, console: Console) -> Outcome:
@@ -200,7 +199,6 @@ def set_up(plan: Plan, scratch: Path, console: Console) -> Ready:
         environment=environment,
         model=model,
         kv_tokens=kv_tokens,
-        working_set_tokens=working_set,
     )
 
 
@@ -270,14 +268,13 @@ def write_results(plan: Plan, outcome: Outcome) -> None:
     """Write ``summary.json`` and ``report.html``; both are whole after every run."""
     text = msgspec.json.format(msgspec.json.encode(outcome.document()), indent=2)
     _replace(plan.out / "summary.json", text)
-    ours = plan.policies[-1]
     write_report(
         plan.out / "report.html",
         outcome.runs,
         outcome.results,
         outcome.host,
         baseline=plan.policies[0],
-        ours=ours,
+        ours=plan.policies[-1],
     )
 
 
