@@ -28,7 +28,7 @@ from agentsched.core.orders import Orders
 from agentsched.core.policies.parts import Placement
 from agentsched.core.state import EngineState, Program, State
 
-MIN_PATIENCE_S = 20.0
+MIN_PATIENCE_S = 60.0
 RETRY_AFTER_S = 30.0
 
 
@@ -50,9 +50,9 @@ class Overcommit:
     alone is no reason to go down; a full engine that repeats its work is on its way over the cliff.
     """
 
-    WINDOW_S = 3.0
-    RISE = 0.25
-    MAX = 8.0
+    WINDOW_S = 5.0
+    RISE = 0.1
+    MAX = 1.8
     SPARE = 0.8
     FULL = 0.9
     WASTE = 0.1
