@@ -15,6 +15,7 @@ from agentsched.core.core import Core
 from agentsched.core.decisions import AnyDecision
 from agentsched.core.events import AnyEvent
 from agentsched.core.policies import make_policy
+from agentsched.core.state import IllegalEvent
 
 FORMAT = 1
 
@@ -81,7 +82,8 @@ def _entries(numbered: Iterator[tuple[int, bytes]]) -> Iterator[Entry]:
 def replay(lines: Iterable[bytes]) -> Iterator[tuple[AnyDecision | None, AnyDecision | None]]:
     """Pairs of (decision in the log, decision of a new core fed the log's events), in order.
 
-    The pairs are equal where the core decides as it did; ``None`` where one side has no more.
+    The pairs are equal where the core decides as it did; ``None`` where one side has no more. Ends
+    where the new core has gone so far another way that the log's next event cannot be.
     """
     header, entries = read(lines)
     core = Core(make_policy(header.policy), epoch=header.epoch)
@@ -91,5 +93,8 @@ def replay(lines: Iterable[bytes]) -> Iterator[tuple[AnyDecision | None, AnyDeci
             yield entry.decision, expected.pop(0) if expected else None
         if entry.event is not None:
             yield from ((None, missing) for missing in expected)
-            expected = core.handle(entry.now, entry.event)
+            try:
+                expected = core.handle(entry.now, entry.event)
+            except IllegalEvent:
+                return
     yield from ((None, missing) for missing in expected)
