@@ -139,6 +139,11 @@ class StandingOrders:
             return None
         return next((s for s in order.segments if s.start_tokens <= token < s.end_tokens), None)
 
+    def segment_starts(self, program: str) -> tuple[int, ...]:
+        """The tokens of the program's context at which its worth may change."""
+        order = self._retain.get(program)
+        return tuple(segment.start_tokens for segment in order.segments) if order else ()
+
     def prefetches(self) -> list[Prefetch]:
         """Open prefetch orders, most urgent first."""
         return sorted(self._prefetch.values(), key=lambda order: (order.by_s, order.program))

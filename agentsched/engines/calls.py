@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from agentsched.core.events import StepReport
+from agentsched.core.events import Held, StepReport
 from agentsched.engines.contract import Capabilities, GenerateRequest, RequestRefused
-from agentsched.engines.kv import Block, Key, KvCache, Table
+from agentsched.engines.kv import Block, Key, Table
 
 
 def check_request(request: GenerateRequest, limits: Capabilities) -> int:
@@ -70,6 +71,23 @@ class Call:
         return None if sampled in self.request.sampling.stop_tokens else sampled
 
 
+class Pool(Protocol):
+    """What a report asks of the KV."""
+
+    @property
+    def block_tokens(self) -> int: ...
+
+    @property
+    def free_blocks(self) -> int: ...
+
+    @property
+    def idle_blocks(self) -> int: ...
+
+    def held(self) -> tuple[Held, ...]: ...
+
+    def take_changes(self) -> tuple[tuple[Held, ...], int]: ...
+
+
 @dataclass(slots=True)
 class Tally:
     """What happened in an engine since its last report.
@@ -84,7 +102,7 @@ class Tally:
     broken_leases: list[str] = field(default_factory=list)
     preempted: list[str] = field(default_factory=list)
 
-    def report(self, engine: str, kv: KvCache, running: int, queued: int, *, snapshot: bool) -> StepReport:
+    def report(self, engine: str, kv: Pool, running: int, queued: int, *, snapshot: bool) -> StepReport:
         """The report of all this; ``held`` counts whole blocks. Takes the changes from ``kv``."""
         changes, evicted = kv.take_changes()
         return StepReport(

@@ -3,7 +3,8 @@
 Daemon and engine share one end each of a socket pair that the engine inherits. Nothing lies on disk,
 nobody else can connect, and each side learns of the other's death by the end of the stream:
 
-* the daemon dies: the engine ends within a step (and the kernel kills it, should it hang);
+* the daemon dies: the kernel kills the engine, also while it still loads its model; where it cannot,
+  the engine ends within a step;
 * the engine dies: every running call raises ``EngineGone`` with the last that the process printed.
 
 The engine is in a session of its own, so that a Ctrl-C in the daemon's terminal lets the daemon end
@@ -19,6 +20,7 @@ import gc
 import logging
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -38,6 +40,7 @@ from agentsched.engines.contract import (
     StepEngine,
 )
 from agentsched.engines.streams import CallItem, CallStreams, ReportFeed, renamed
+from agentsched.engines.tied import tied
 from agentsched.engines.wire import Frames, WireError, encode
 
 _log = logging.getLogger(__name__)
@@ -222,13 +225,13 @@ class EngineProcess:
         self._life = life
 
     async def _spawn(self) -> tuple[asyncio.subprocess.Process, socket.socket]:
+        if shutil.which(self._argv[0]) is None:
+            raise EngineGone(f"engine {self._name} cannot be run: there is no program {self._argv[0]!r}")
         ours, theirs = socket.socketpair()
         with theirs:
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *self._argv,
-                    "--fd",
-                    str(theirs.fileno()),
+                    *tied([*self._argv, "--fd", str(theirs.fileno())], signal.SIGKILL),
                     env={**os.environ, **self._env},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,

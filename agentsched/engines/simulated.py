@@ -3,10 +3,6 @@
 Only the executor differs from the embedded engine, so what it queues, evicts, preempts and reports is
 what a real engine does. In the simulator it runs in virtual time; as a process
 (``python -m agentsched.engines.simulated --fd N``) it sleeps for as long as a step would take.
-
-The cost of a step is linear in what the step does: a fixed part (launching, reading the weights),
-a part for every prefilled token and every decoding row, and one for every pair of a computed token
-and a token of its context (attention; what makes the tail of a context dearer than its head).
 """
 
 from __future__ import annotations
@@ -15,40 +11,10 @@ import argparse
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 from agentsched.engines.batching import BatchingEngine, Row
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CostProfile:
-    """Seconds that computing takes. The defaults are round figures of the order of an 8B model on one
-    data-centre GPU (about 20,000 prefill tokens a second in short contexts); they are not measured."""
-
-    step_s: float = 6e-3
-    prefill_token_s: float = 4.5e-5
-    decode_row_s: float = 1e-4
-    attention_s: float = 4e-10
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            if not 0 <= getattr(self, field.name) < float("inf"):
-                raise ValueError(f"CostProfile.{field.name} must be finite and >= 0")
-
-    def scaled(self, factor: float) -> CostProfile:
-        """All costs times ``factor``."""
-        return replace(self, **{field.name: getattr(self, field.name) * factor for field in fields(self)})
-
-    def seconds(self, rows: Sequence[Row]) -> float:
-        """What a step of these rows takes."""
-        seconds = self.step_s
-        for row in rows:
-            count = len(row.tokens)
-            pairs = count * row.start + count * (count + 1) // 2
-            decoding = row.step > 0 and count == 1
-            seconds += self.decode_row_s if decoding else count * self.prefill_token_s
-            seconds += pairs * self.attention_s
-        return seconds
+from agentsched.engines.cost import CostProfile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

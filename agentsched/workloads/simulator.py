@@ -1,121 +1,174 @@
-"""The second host of the core: virtual time, engines stepped by hand, thousands of calls in seconds.
+"""The second host of the core: virtual time, simulated engines, thousands of programs in seconds.
 
-The loop pops the earliest thing that happens (a program arrives, a gap ends, an engine's step ends,
-the core wants to be woken), hands it to the unchanged core and carries its decisions out. Nothing in
-it decides anything. With one seed it is deterministic.
+The loop pops the earliest thing that happens (a program arrives, a gap ends, an engine's run of steps
+ends, the core wants to be woken), hands it to the unchanged core and carries its decisions out.
+Nothing in it decides anything. With one seed it is deterministic.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from random import Random
-from typing import assert_never
+from typing import Protocol, assert_never
 
 from agentsched.core import events as ev
 from agentsched.core.core import Core
-from agentsched.core.decisions import Admit, AnyDecision, Migrate, Pause, Reject
+from agentsched.core.decisions import Admit, AnyDecision, EngineOrder, Migrate, Pause, Reject
 from agentsched.core.log import Entry
-from agentsched.engines.contract import EngineOutput, GenerateRequest, Sampling, StepEngine, TokensOut
+from agentsched.engines.analytic import Output
+from agentsched.workloads.scripts import Script, Turn
 
-REPORT_EVERY_S = 0.1
+
+class SimulatedEngine(Protocol):
+    """An engine in virtual time. ``next_s``: when it wants ``advance`` to be called; None: never."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def capacity_tokens(self) -> int: ...
+    @property
+    def block_tokens(self) -> int: ...
+    @property
+    def host_tokens(self) -> int: ...
+    @property
+    def max_running(self) -> int: ...
+    @property
+    def next_s(self) -> float | None: ...
+    def submit(
+        self,
+        call: str,
+        program: str,
+        pieces: Sequence[tuple[str, int]],
+        prompt_tokens: int,
+        output_tokens: int,
+        now: float,
+    ) -> None: ...
+    def order(self, order: EngineOrder, now: float) -> None: ...
+    def forget(self, program: str) -> None: ...
+    def advance(self, now: float) -> list[Output]: ...
+    def report(self, now: float, *, snapshot: bool = False) -> ev.StepReport: ...
+    def check_invariants(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One call and the gap after it: tokens that the prompt gains, tokens answered, seconds away."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """What the run has to bear. ``concurrency`` caps how many programs are alive at once (closed loop:
+    the next begins when one ends); without it programs arrive at their own times (open loop).
+    ``control_delay_s`` holds up orders to engines and their reports; ``lost_orders`` is the share of
+    orders that never arrive. ``report_every_s`` is the engines' interval of reports."""
 
-    new_tokens: int
+    concurrency: int | None = None
+    control_delay_s: float = 0.0
+    lost_orders: float = 0.0
+    report_every_s: float = 0.5
+    seed: int = 0
+    check: bool = False
+
+
+@dataclass(slots=True)
+class _Request:
+    call: str
+    pieces: tuple[tuple[str, int], ...]
+    prompt_tokens: int
     output_tokens: int
-    gap_s: float
-    tool: str = "bash"
-
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """What one program does, and when it first arrives (seconds from the start)."""
-
-    program: str
-    arrives_s: float
-    turns: tuple[Turn, ...]
 
 
 @dataclass(slots=True)
 class _Running:
     script: Script
-    random: Random
+    parent: _Running | None = None
     turn: int = 0
-    context: list[int] = field(default_factory=list)
-    output: list[int] = field(default_factory=list)
+    own_tokens: int = 0
+    epoch: int = 0
     seat: str | None = None
-    waiting: GenerateRequest | None = None
-    tool_calls: tuple[str, ...] = ()
+    waiting: _Request | None = None
+    answers: tuple[str, ...] = ()
+    agents_left: int = 0
+    gap_over: bool = False
+    attempts: int = 0
 
 
 class Simulation:
-    """One run. ``concurrency`` caps how many programs are alive at once (closed loop): the next one
-    arrives when one ends; without it programs arrive at their own times (open loop)."""
+    """One run. ``entries`` is its log, as the daemon would have written it."""
 
     def __init__(
         self,
         core: Core,
-        engines: Mapping[str, StepEngine],
+        engines: Iterable[SimulatedEngine],
         scripts: Iterable[Script],
+        conditions: Conditions | None = None,
         *,
-        seed: int = 0,
-        concurrency: int | None = None,
-        check: bool = False,
+        agents: Mapping[str, Script] | None = None,
+        progress: Callable[[float, int], None] | None = None,
     ) -> None:
+        """``agents``: scripts that tool calls start (``Turn.agents``), by name. ``progress`` is told
+        the virtual time and how many programs have ended, at each ending."""
         self.entries: list[Entry] = []
         self.now = 0.0
-        self._core, self._engines, self._seed, self._check = core, dict(engines), seed, check
+        self.ended = 0
+        self.conditions = conditions or Conditions()
+        self._core = core
+        self._engines = {engine.name: engine for engine in engines}
+        self._agents = agents or {}
+        self._progress = progress
+        self._random = Random(self.conditions.seed)
         self._programs: dict[str, _Running] = {}
-        self._owner: dict[str, str] = {}
+        self._owner: dict[str, _Running] = {}
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._tie = 0
-        self._stepping = dict.fromkeys(self._engines, False)
+        self._planned: dict[str, float | None] = dict.fromkeys(self._engines)
         self._reported_s = dict.fromkeys(self._engines, 0.0)
         self._wakeup_s: float | None = None
         ordered = sorted(scripts, key=lambda script: (script.arrives_s, script.program))
-        at_once = ordered if concurrency is None else ordered[:concurrency]
-        self._later = ordered[len(at_once) :]
-        for script in at_once:
-            self._at(script.arrives_s, lambda script=script: self._begin(script))  # type: ignore[misc]
+        at_once = len(ordered) if self.conditions.concurrency is None else self.conditions.concurrency
+        self._later = deque(ordered[at_once:])
+        for script in ordered[:at_once]:
+            self._at(script.arrives_s, lambda script=script: self._begin(script, None))  # type: ignore[misc]
 
     def run(self, *, until_s: float = float("inf")) -> list[Entry]:
         """Run until all programs have ended, or virtual time is up; the log entries of the run."""
-        for name, engine in self._engines.items():
-            c = engine.capabilities
-            self._post(
-                ev.EngineAttached(
-                    engine=name,
-                    capacity_tokens=c.capacity_tokens,
-                    block_tokens=c.block_tokens,
-                    host_capacity_tokens=c.host_capacity_tokens,
-                    max_running=c.max_running,
-                )
-            )
-            self._post(engine.report(self.now, snapshot=True))
+        if not self.entries:
+            self._attach()
         while self._due and self._due[0][0] <= until_s:
             self.now, _, action = heapq.heappop(self._due)
             action()
+            if self.conditions.check:
+                self._check()
         return self.entries
+
+    def _attach(self) -> None:
+        for name, engine in self._engines.items():
+            self._post(
+                ev.EngineAttached(
+                    engine=name,
+                    capacity_tokens=engine.capacity_tokens,
+                    block_tokens=engine.block_tokens,
+                    host_capacity_tokens=engine.host_tokens,
+                    max_running=engine.max_running,
+                )
+            )
+            self._post(engine.report(self.now, snapshot=True))
+
+    def _check(self) -> None:
+        self._core.check_invariants()
+        for engine in self._engines.values():
+            engine.check_invariants()
 
     def _at(self, when_s: float, action: Callable[[], None]) -> None:
         self._tie += 1
         heapq.heappush(self._due, (max(when_s, self.now), self._tie, action))
 
+    # The core
+
     def _post(self, event: ev.AnyEvent) -> None:
         decided = self._core.handle(self.now, event)
         self.entries.append(Entry(now=self.now, event=event))
-        self.entries.extend(Entry(now=self.now, decision=decision) for decision in decided)
         for decision in decided:
+            self.entries.append(Entry(now=self.now, decision=decision))
             self._carry_out(decision)
-        if self._check:
-            self._core.check_invariants()
-            for engine in self._engines.values():
-                engine.check_invariants()
         wakeup_s = self._core.next_wakeup()
         if wakeup_s is not None and wakeup_s != self._wakeup_s:
             self._wakeup_s = wakeup_s
@@ -136,42 +189,75 @@ class Simulation:
                 self._programs[decision.program].seat = None
             case Reject():
                 program = self._programs[decision.program]
-                self._at(self.now, lambda: self._post(ev.CallAborted(call=decision.call, reason="rejected")))
-                self._at(self.now + decision.retry_after_s, lambda: self._call(program))
+                self._at(self.now, lambda: self._turn_away(program, decision))
             case _:
-                self._engines[decision.engine].order([decision], self.now)
+                self._order(decision)
 
-    def _begin(self, script: Script) -> None:
-        program = _Running(script, Random(f"{self._seed}/{script.program}"))
+    def _order(self, order: EngineOrder) -> None:
+        conditions = self.conditions
+        if conditions.lost_orders and self._random.random() < conditions.lost_orders:
+            return
+        if conditions.control_delay_s:
+            self._at(self.now + conditions.control_delay_s, lambda: self._arrived(order))
+        else:
+            self._arrived(order)
+
+    def _arrived(self, order: EngineOrder) -> None:
+        engine = self._engines[order.engine]
+        engine.order(order, self.now)
+        self._plan(engine)
+
+    def _turn_away(self, program: _Running, decision: Reject) -> None:
+        if program.waiting is None:
+            return
+        program.waiting = None
+        self._owner.pop(decision.call)
+        self._post(ev.CallAborted(call=decision.call, reason="rejected"))
+        self._at(self.now + decision.retry_after_s, lambda: self._call(program))
+
+    # Programs
+
+    def _begin(self, script: Script, parent: _Running | None) -> None:
+        program = _Running(script, parent)
         self._programs[script.program] = program
-        self._post(ev.ProgramOpened(program=script.program))
+        self._post(ev.ProgramOpened(program=script.program, tenant=script.tenant))
         self._turn(program)
 
     def _turn(self, program: _Running) -> None:
         turn = program.script.turns[program.turn]
-        vocabulary = next(iter(self._engines.values())).capabilities.vocabulary
-        draw = program.random.randrange
-        program.context += [*program.output, *(draw(vocabulary) for _ in range(turn.new_tokens))]
-        program.output = [draw(vocabulary) for _ in range(turn.output_tokens)]
+        if turn.fresh and program.turn:
+            program.epoch += 1
+            program.own_tokens = -program.script.prefix_tokens
+        if program.turn == 0:
+            program.own_tokens = -program.script.prefix_tokens
+        program.own_tokens += turn.new_tokens
+        program.attempts = 0
         self._call(program)
 
+    def _pieces(self, program: _Running, turn: Turn) -> tuple[tuple[str, int], ...]:
+        own = f"{program.script.program}/{program.epoch}"
+        if turn.pieces:
+            # The output must not grow a piece that others share.
+            return (*((piece.key, piece.tokens) for piece in turn.pieces), (f"{own}/{program.turn}", 0))
+        prefix = tuple((piece.key, piece.tokens) for piece in program.script.prefix)
+        if program.own_tokens < 1:
+            raise ValueError(f"script {program.script.program!r}: its prompt is shorter than its prefix")
+        return (*prefix, (own, program.own_tokens))
+
     def _call(self, program: _Running) -> None:
-        call = f"{program.script.program}/{program.turn}"
         turn = program.script.turns[program.turn]
-        self._owner[call] = program.script.program
-        program.waiting = GenerateRequest(
-            call=call,
-            program=program.script.program,
-            prompt=list(program.context),
-            sampling=Sampling(max_output_tokens=turn.output_tokens),
-            recorded=program.output,
-        )
-        answers, program.tool_calls = program.tool_calls, ()
+        pieces = self._pieces(program, turn)
+        prompt = sum(tokens for _, tokens in pieces)
+        program.attempts += 1
+        call = f"{program.script.program}/{program.turn}"
+        self._owner[call] = program
+        program.waiting = _Request(call, pieces, prompt, turn.output_tokens)
+        answers, program.answers = program.answers, ()
         self._post(
             ev.CallArrived(
                 call=call,
                 program=program.script.program,
-                prompt_tokens=len(program.context),
+                prompt_tokens=prompt,
                 max_output_tokens=turn.output_tokens,
                 answers=answers,
             )
@@ -182,51 +268,29 @@ class Simulation:
         if program.seat is None or program.waiting is None:
             return
         request, program.waiting = program.waiting, None
-        self._engines[program.seat].submit(request, self.now)
-        self._step_soon(program.seat)
+        engine = self._engines[program.seat]
+        engine.submit(
+            request.call,
+            program.script.program,
+            request.pieces,
+            request.prompt_tokens,
+            request.output_tokens,
+            self.now,
+        )
+        self._plan(engine)
 
-    def _step_soon(self, engine: str) -> None:
-        if not self._stepping[engine]:
-            self._stepping[engine] = True
-            self._at(self.now, lambda: self._step(engine))
-
-    def _step(self, engine: str) -> None:
-        """Begin a step now; its outputs come when it ends, and then the next one begins."""
-        if not self._engines[engine].has_work:
-            self._stepping[engine] = False
-            self._report(engine)
-            return
-        took_s, outputs = self._engines[engine].step(self.now)
-        self._at(self.now + took_s, lambda: self._stepped(engine, outputs))
-
-    def _stepped(self, engine: str, outputs: list[EngineOutput]) -> None:
-        for output in outputs:
-            self._deliver(output)
-        if self.now - self._reported_s[engine] >= REPORT_EVERY_S:
-            self._report(engine)
-        self._step(engine)
-
-    def _report(self, engine: str) -> None:
-        self._reported_s[engine] = self.now
-        self._post(self._engines[engine].report(self.now))
-
-    def _deliver(self, output: EngineOutput) -> None:
-        match output:
-            case TokensOut():
-                return
-            case ev.CallFinished():
-                self._finished(self._programs[self._owner.pop(output.call)], output)
-            case ev.CallStarted() | ev.FirstToken() | ev.CallAborted() | ev.StepReport():
-                self._post(output)
-            case _:
-                assert_never(output)
-
-    def _finished(self, program: _Running, output: ev.CallFinished) -> None:
+    def _finished(self, output: ev.CallFinished) -> None:
+        program = self._owner.pop(output.call)
         script, turn = program.script, program.script.turns[program.turn]
         program.turn += 1
+        program.own_tokens += turn.output_tokens
         last = program.turn == len(script.turns)
-        refs = () if last else (ev.ToolCallRef(tool_call=f"{output.call}/tool", tool=turn.tool),)
-        program.tool_calls = tuple(ref.tool_call for ref in refs)
+        ref = (
+            ev.ToolCallRef(tool_call=f"{output.call}/tool", tool=turn.tool)
+            if turn.tool and not last
+            else None
+        )
+        program.answers = (ref.tool_call,) if ref else ()
         self._post(
             ev.CallFinished(
                 call=output.call,
@@ -234,16 +298,93 @@ class Simulation:
                 cached_tokens=output.cached_tokens,
                 output_tokens=output.output_tokens,
                 recomputed_tokens=output.recomputed_tokens,
-                tool_calls=refs,
+                tool_calls=(ref,) if ref else (),
             )
         )
-        if not last:
-            self._at(self.now + turn.gap_s, lambda: self._turn(program))
+        if last:
+            self._end(program)
             return
-        self._post(ev.ProgramClosed(program=script.program))
-        if self._later:
-            script = self._later.pop(0)
-            self._at(max(self.now, script.arrives_s), lambda: self._begin(script))
+        if ref and turn.command:
+            self._post(
+                ev.ToolStarted(
+                    tool_call=ref.tool_call, program=script.program, tool=turn.tool, command=turn.command
+                )
+            )
+        self._away(program, turn)
+
+    def _away(self, program: _Running, turn: Turn) -> None:
+        agents = [self._agents[name] for name in turn.agents if name in self._agents]
+        program.agents_left, program.gap_over = len(agents), False
+        for script in agents:
+            self._at(self.now, lambda script=script: self._begin(script, program))  # type: ignore[misc]
+        self._at(self.now + turn.gap_s, lambda: self._gap_over(program))
+
+    def _gap_over(self, program: _Running) -> None:
+        program.gap_over = True
+        if not program.agents_left:
+            self._turn(program)
+
+    def _end(self, program: _Running) -> None:
+        name = program.script.program
+        self._post(ev.ProgramClosed(program=name))
+        del self._programs[name]
+        for engine in self._engines.values():
+            engine.forget(name)
+        if program.parent is not None:
+            program.parent.agents_left -= 1
+            if program.parent.gap_over and not program.parent.agents_left:
+                self._turn(program.parent)
+            return
+        self.ended += 1
+        if self._progress is not None:
+            self._progress(self.now, self.ended)
+        if self._later and self.conditions.concurrency is not None:
+            script = self._later.popleft()
+            self._at(max(self.now, script.arrives_s), lambda: self._begin(script, None))
+
+    # Engines
+
+    def _plan(self, engine: SimulatedEngine) -> None:
+        when_s = engine.next_s
+        if when_s is not None and when_s != self._planned[engine.name]:
+            self._planned[engine.name] = when_s
+            self._at(when_s, lambda: self._advance(engine, when_s))
+
+    def _advance(self, engine: SimulatedEngine, when_s: float) -> None:
+        if engine.next_s != when_s or self._planned[engine.name] != when_s:
+            return
+        self._planned[engine.name] = None
+        for output in engine.advance(self.now):
+            self._deliver(output)
+        idle = engine.next_s is None
+        if idle or self.now - self._reported_s[engine.name] >= self.conditions.report_every_s:
+            self._report(engine)
+        self._plan(engine)
+
+    def _report(self, engine: SimulatedEngine) -> None:
+        self._reported_s[engine.name] = self.now
+        report = engine.report(self.now)
+        if self.conditions.control_delay_s:
+            self._at(self.now + self.conditions.control_delay_s, lambda: self._post(report))
+        else:
+            self._post(report)
+
+    def _deliver(self, output: Output) -> None:
+        match output:
+            case ev.CallFinished():
+                self._finished(output)
+            case ev.CallStarted() | ev.FirstToken():
+                self._post(output)
+            case ev.CallAborted():
+                self._aborted(output)
+            case _:
+                assert_never(output)
+
+    def _aborted(self, output: ev.CallAborted) -> None:
+        """What the engine refuses for good ends the program; the summary counts it as unfinished."""
+        program = self._owner.pop(output.call)
+        self._post(output)
+        self._end(program)
 
 
 def synthetic_scripts(
@@ -269,6 +410,7 @@ def synthetic_scripts(
                 else max(1, int(random.lognormvariate(0, spread) * new_tokens)),
                 output_tokens=max(1, int(random.lognormvariate(0, 0.5) * output_tokens)),
                 gap_s=random.lognormvariate(0, spread) * gap_s,
+                tool="bash",
             )
             for index in range(max(1, round(random.gauss(calls, calls / 4))))
         )
