@@ -8,12 +8,18 @@ from agentsched.core.policies.agentsched import agentsched
 from agentsched.core.policies.continuum import continuum
 from agentsched.core.policies.fcfs_lru import fcfs_lru
 from agentsched.core.policies.parts import Policy
+from agentsched.core.policies.plas import plas
+from agentsched.core.policies.saga import saga
+from agentsched.core.policies.thunderagent import thunderagent
 
 __all__ = ["POLICY_NAMES", "Policy", "make_policy"]
 
 _POLICIES: dict[str, Callable[[], Policy]] = {
     "fcfs-lru": fcfs_lru,
     "continuum": continuum,
+    "saga": saga,
+    "thunderagent": thunderagent,
+    "plas": plas,
     "agentsched": agentsched,
 }
 POLICY_NAMES = tuple(_POLICIES)

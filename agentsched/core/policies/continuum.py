@@ -13,14 +13,16 @@ program that arrived last is unpinned: later programs are worth a hair less, and
 breaks the lowest lease first.
 
 The paper is silent on eta and T before there is data; both start in the baseline's favour: eta = 1,
-T = 0 until a program that lost its KV has waited.
+T = 0 until a program that lost its KV has waited. A program that returns within its TTL stays pinned
+until it ends its next call: else its KV could go while it is first in the queue.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from statistics import StatisticsError, correlation, fmean
+from math import sqrt
+from statistics import fmean
 
 from agentsched.core import events as ev
 from agentsched.core.decisions import Worth
@@ -30,6 +32,39 @@ from agentsched.core.policies.parts import Policy, RankKey
 from agentsched.core.state import Program, State
 
 _TIER = 1e9  # more than there are programs: tiers never mix
+QUEUED_LEASE_S = 600.0
+
+
+class TurnCorrelation:
+    """corr(calls done, calls left) over the last turns, from running sums of whole numbers."""
+
+    TURNS = 1000
+
+    def __init__(self) -> None:
+        self._turns: deque[tuple[int, int]] = deque()
+        self._n = self._x = self._y = self._xx = self._xy = self._yy = 0
+
+    def add(self, done: int, left: int) -> None:
+        if len(self._turns) == self.TURNS:
+            self._count(*self._turns.popleft(), -1)
+        self._turns.append((done, left))
+        self._count(done, left, 1)
+
+    def value(self) -> float | None:
+        """None if one of the two never varied: there is no correlation to speak of."""
+        spread_x = self._n * self._xx - self._x**2
+        spread_y = self._n * self._yy - self._y**2
+        if not spread_x or not spread_y:
+            return None
+        return (self._n * self._xy - self._x * self._y) / sqrt(spread_x * spread_y)
+
+    def _count(self, x: int, y: int, sign: int) -> None:
+        self._n += sign
+        self._x += sign * x
+        self._y += sign * y
+        self._xx += sign * x * x
+        self._xy += sign * x * y
+        self._yy += sign * y * y
 
 
 class Experience:
@@ -38,7 +73,7 @@ class Experience:
     def __init__(self) -> None:
         self.pinned_until_s: dict[str, float] = {}
         self._delays_s: deque[float] = deque(maxlen=100)
-        self._turns: deque[tuple[int, int]] = deque(maxlen=1000)
+        self._turns = TurnCorrelation()
 
     def observe(self, state: State, now: float, event: ev.AnyEvent, subject: Program | None) -> None:
         match event:
@@ -49,7 +84,8 @@ class Experience:
             case ev.ProgramClosed() if subject is not None:
                 self.pinned_until_s.pop(subject.name, None)
                 total = subject.calls_done
-                self._turns.extend((done, total - done) for done in range(1, total + 1))
+                for done in range(1, total + 1):
+                    self._turns.add(done, total - done)
             case _:
                 pass
 
@@ -61,12 +97,8 @@ class Experience:
     @property
     def eta(self) -> float:
         """-corr(calls done, calls left), at least 0."""
-        if len(self._turns) < 2:
-            return 1.0
-        try:
-            return max(0.0, -correlation(*zip(*self._turns, strict=True)))
-        except StatisticsError:  # all programs alike in one of the two: no correlation to speak of
-            return 1.0
+        value = self._turns.value()
+        return 1.0 if value is None else max(0.0, -value)
 
 
 class ProgramOrder:
@@ -102,12 +134,18 @@ class ToolTTL:
         until_s = program.gap_since_s + ttl_s
         self._experience.pinned_until_s[program.name] = until_s
         if ttl_s > 0 and until_s > orders.now:
-            worth = Worth(until_s=until_s, value=1.0 - min(program.order, 10**6) * 1e-7)
             reason = f"{program.gap_key} usually returns: pinned for {ttl_s:.1f} s"
-            orders.retain(program, program.seat, (worth,), until_s, reason)
+            self._pin(orders, program, program.seat, until_s, reason)
 
     def returned(self, state: State, orders: Orders, program: Program) -> None:
-        return None
+        if program.seat is not None and orders.now <= self._experience.pinned_until_s.get(program.name, 0.0):
+            until_s = orders.now + QUEUED_LEASE_S
+            self._pin(orders, program, program.seat, until_s, "back within its TTL: pinned until it ran")
+
+    def _pin(self, orders: Orders, program: Program, engine: str, until_s: float, reason: str) -> None:
+        """A later program is worth a hair less: it is unpinned first when nothing can run."""
+        worth = Worth(until_s=until_s, value=1.0 - min(program.order, 10**6) * 1e-7)
+        orders.retain(program, engine, (worth,), until_s, reason)
 
 
 def best_ttl_s(durations_s: Sequence[float], gain_s: float) -> float:
