@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": "Run real agents with a baseline policy and with ours, and compare.",
     "serve": "Serve an OpenAI-compatible API that schedules agent programs.",
     "run": "Run one command in a sandbox of its own.",
+    "trace": "Make a trace for the simulator from a daemon's event log.",
     "doctor": "Print what this machine offers, and what is lost without the rest.",
     "cleanup": "Remove what a killed run left behind.",
 }

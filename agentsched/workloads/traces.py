@@ -322,4 +322,6 @@ def _generated(spec: str, sharing: bool, seed: int) -> list[Script]:
         scripts = generate(name, {"seed": str(seed)} | options)
     except ValueError as error:
         raise TraceError(f"{spec}: {error}") from None
+    if not scripts:
+        raise TraceError(f"{spec}: programs must be at least 1")
     return scripts if sharing else [replace(script, prefix=()) for script in scripts]

@@ -8,12 +8,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 
-from agentsched.workloads.generate.continuum import bfcl, swe
+from agentsched.workloads.generate import continuum, saga
+from agentsched.workloads.generate.text2sql import text2sql
 from agentsched.workloads.scripts import Script
 
 GENERATORS: dict[str, Callable[..., list[Script]]] = {
-    "continuum-swe": swe,
-    "continuum-bfcl": bfcl,
+    "saga-swe": saga.swe,
+    "saga-web": saga.web,
+    "saga-tenants": saga.tenants,
+    "continuum-swe": continuum.swe,
+    "continuum-bfcl": continuum.bfcl,
+    "text2sql": text2sql,
 }
 
 

@@ -31,11 +31,9 @@ class Quantiles:
 
     @classmethod
     def from_tail(cls, p50: float, p95: float, p99: float) -> Quantiles:
-        """Through three published quantiles. The ends are a choice: half of the distribution lies within
-        a factor of four below the median, and the last 1 % goes on as steeply as P95 to P99 does on a
-        log-log scale of the tail, to its 1 in 1,000."""
-        steepness = math.log(p99 / p95) / math.log(5)
-        return cls(((0.0, p50 / 4), (0.5, p50), (0.95, p95), (0.99, p99), (1.0, p99 * 10**steepness)))
+        """Through three published quantiles. The ends are a choice: nothing is shorter than a quarter of
+        the median, or longer than twice P99, where time limits would cut."""
+        return cls(((0.0, p50 / 4), (0.5, p50), (0.95, p95), (0.99, p99), (1.0, 2 * p99)))
 
     def __post_init__(self) -> None:
         probabilities = [probability for probability, _ in self.knots]
