@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import logging
 import os
@@ -47,7 +46,6 @@ _log = logging.getLogger(__name__)
 
 _READ_BYTES = 1 << 18
 _TAIL_BYTES = 4096
-_PR_SET_PDEATHSIG = 1
 
 
 class ReportPace:
@@ -87,7 +85,6 @@ def host(engine: StepEngine, fd: int, *, pace: Callable[[float], None] | None = 
     engine whose steps take no time of their own.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    _die_with_daemon()
     os.set_inheritable(fd, False)
     # A model's libraries bring a million objects that live for good: no collection should walk them
     # again in the middle of a step.
@@ -98,14 +95,6 @@ def host(engine: StepEngine, fd: int, *, pace: Callable[[float], None] | None = 
             _Host(engine, link, pace).run()
         except (BrokenPipeError, ConnectionResetError):
             _log.warning("the daemon is gone; so is this engine")
-
-
-def _die_with_daemon() -> None:
-    # Works for as long as the thread that started this process lives, which is the event loop's.
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
-        _log.warning(
-            "prctl: %s; the end of the socket still ends this engine", os.strerror(ctypes.get_errno())
-        )
 
 
 class _Host:
@@ -230,6 +219,7 @@ class EngineProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
+                # The tie is to this thread, the event loop's, which lives as long as the daemon.
                 process = await asyncio.create_subprocess_exec(
                     *tied([*self._argv, "--fd", str(theirs.fileno())], signal.SIGKILL),
                     env={**os.environ, **self._env},

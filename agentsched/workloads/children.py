@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from agentsched.engines.tied import tied
 
 TERM_GRACE_S = 5.0
 
@@ -16,15 +18,13 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Start ``command`` in a session of its own, its output going to a file.
 
-    A session of its own, so that Ctrl-C reaches only us and we end things in order. Where util-linux
-    has setpriv, the kernel ends the child should this process be killed. Must be called from a thread
-    that lives as long as the child may: that tie is to the thread.
+    A session of its own, so that Ctrl-C reaches only us and we end things in order; and tied to us,
+    so that it ends should this process be killed. Must be called from a thread that lives as long as
+    the child may: that tie is to the thread.
     """
-    setpriv = shutil.which("setpriv")
-    tie = [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
     with output.open("wb") as file:
         return subprocess.Popen(
-            [*tie, *command],
+            tied(command, signal.SIGTERM),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -50,4 +50,5 @@ def end(children: Sequence[subprocess.Popen[bytes]], *, grace_s: float = TERM_GR
 
 def tail(path: Path, lines: int = 15) -> str:
     """The last lines of an output file, to show with an error."""
-    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
+    text = path.read_text(errors="replace").strip() if path.exists() else ""
+    return "\n".join(text.splitlines()[-lines:]) or "(nothing)"
