@@ -48,7 +48,7 @@ class _Engine:
     name: str
     capacity_tokens: int
     block_tokens: int
-    reported_s: float
+    reported_s: tuple[float, float]
     calls: list[_Call] = field(default_factory=list)
 
 
@@ -126,7 +126,7 @@ class _Reading:
         match event:
             case ev.EngineAttached():
                 capacity_tokens = event.capacity_tokens + event.host_capacity_tokens
-                engine = _Engine(event.engine, capacity_tokens, event.block_tokens, now)
+                engine = _Engine(event.engine, capacity_tokens, event.block_tokens, (now, now))
                 self._attached[event.engine] = engine
                 self.engines.append(engine)
             case ev.EngineLost():
@@ -174,11 +174,12 @@ class _Reading:
     def _reported(self, now: float, report: ev.StepReport) -> None:
         engine = self._attached[report.engine]
         if report.preempted:
-            names = set(report.preempted)
-            for call in reversed(engine.calls):
-                if call.program in names and call.end_s >= engine.reported_s:
+            # The report may come late, so calls count that ended within the interval before it too.
+            names, since_s = set(report.preempted), engine.reported_s[0]
+            for call in engine.calls:
+                if call.program in names and call.end_s >= since_s:
                     call.preempted = True
-        engine.reported_s = now
+        engine.reported_s = (engine.reported_s[1], now)
 
 
 def _span(call: _Call, path: TurnPath) -> CallSpan:
