@@ -563,6 +563,29 @@ def test_the_makespan_is_bound_by_what_is_scarce() -> None:
     assert bound(chunk_tokens=100).work_s == pytest.approx(busy.work_s + 110.1 * PROFILE.step_s)
 
 
+def test_in_a_closed_loop_a_program_does_not_wait_for_those_before_it() -> None:
+    scripts = [steady(f"p{n}") for n in range(10)]
+    seconds = {script.program: [1.0, 2.0] for script in scripts}
+    closed, open_ = (
+        makespan_bound(
+            scripts,
+            1,
+            PROFILE,
+            capacity_tokens=1_300,
+            uncontended=seconds,
+            concurrency=concurrency,
+            reload_token_s=1.0,
+            reload_work_s=1.0,
+        )
+        for concurrency in (2, None)
+    )
+    each = (1_000 * 1 + 1_100 * 8 + 1_200 * 2) / 1_300
+    ends = [11.0, *(k * each for k in range(2, 11))]  # the first one is bound by its own life
+    assert open_.mean_tct_s == pytest.approx(sum(ends) / 10)
+    assert closed.mean_tct_s == pytest.approx((9 + 10) * each / 10)
+    assert open_.memory_s == closed.memory_s == pytest.approx(10 * each)
+
+
 def test_a_closed_loop_begins_at_zero() -> None:
     late = replace(steady("a"), arrives_s=1.0)
     with pytest.raises(BoundsError, match="arrives late"):

@@ -131,7 +131,7 @@ class _History:
             if high < known.end:
                 ranges.insert(0, known)
             blocks = self._blocks(stem.start + low, stem.start + high)
-            if counts and known.held_once and known.idle_from_s <= call.start_s and blocks:
+            if counts and known.held_once and known.idle_from_s < call.start_s and blocks:
                 self.gaps[known.idle_from_s, call.start_s] += blocks
             in_use_until_s = known.in_use_until_s
             if holds and in_use_until_s < call.end_s:
@@ -168,7 +168,7 @@ class _Moment:
 
 
 def _least_let_go(history: _History, capacity: int) -> int:
-    gaps = {span: blocks for span, blocks in history.gaps.items() if span[0] < span[1]}
+    gaps = history.gaps
     times = sorted({t for span in gaps for t in span} | set(history.in_use))
     place = {t: index for index, t in enumerate(times)}
     opening, closing = [0] * len(times), [0] * len(times)
