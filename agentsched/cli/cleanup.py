@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+
 import click
 
 from agentsched.cgroups import HostRefused, leftovers
+from agentsched.workloads import scratch
 
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 def cleanup(dry_run: bool) -> None:
-    """Thaw, kill and remove the sandboxes of runtimes that are dead.
+    """Thaw, kill and remove the sandboxes of runtimes that are dead, and scratch folders of dead runs.
 
     Sandboxes of live runtimes are never touched, and neither are those of other pid namespaces
     (containers), of which nothing can be known from here.
@@ -27,7 +30,12 @@ def cleanup(dry_run: bool) -> None:
             click.echo(f"would remove: {instance.name} ({what})")
         else:
             failed += not _remove(instance, what)
-    if all(instance.alive is not False for instance in found):
+    folders = scratch.abandoned()
+    for folder in folders:
+        click.echo(f"{'would remove' if dry_run else 'removed'}: {folder}")
+        if not dry_run:
+            shutil.rmtree(folder)
+    if not folders and all(instance.alive is not False for instance in found):
         click.echo("nothing to clean up")
     if failed:
         raise click.ClickException(f"{failed} could not be removed wholly")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -83,7 +87,8 @@ def _run(console: Console, **options: Any) -> Outcome:
 
     try:
         plan = Plan(**options)
-        return run_demo(plan, console)
+        with _ending_on_signals():
+            return run_demo(plan, console)
     except (DemoError, TaskError) as error:
         raise click.ClickException(str(error)) from error
     except (TrialFailed, DaemonFailed, SummaryError, ReportError) as error:
@@ -92,6 +97,21 @@ def _run(console: Console, **options: Any) -> Outcome:
         text = f"Interrupted; what was started has ended. What there is so far: {options['out']}"
         console.print(text, soft_wrap=True)
         raise
+
+
+@contextlib.contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """What asks a process to end becomes ``SystemExit``, so that all is ended in order."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _tell(console: Console, outcome: Outcome, *, table: bool) -> None:

@@ -95,10 +95,12 @@ class Agent:
         ]
 
     def _variables(self, url: str, environment: Path) -> dict[str, str]:
-        home = self.folder / "home"
-        home.mkdir(parents=True, exist_ok=True)
+        home, temporary = self.folder / "home", self.folder / "tmp"
+        for folder in (home, temporary):
+            folder.mkdir(parents=True, exist_ok=True)
         return task_variables(environment) | {
             "HOME": str(home),
+            "TMPDIR": str(temporary),
             "MSWEA_GLOBAL_CONFIG_DIR": str(home),
             "MSWEA_CONFIGURED": "true",
             "MSWEA_SILENT_STARTUP": "1",

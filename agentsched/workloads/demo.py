@@ -13,7 +13,6 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from rich.console import Console
 
 from agentsched.core.policies import make_policy
 from agentsched.engines.embedded.preset import ensure_model
-from agentsched.workloads import tasks
+from agentsched.workloads import scratch, tasks
 from agentsched.workloads.board import Board
 from agentsched.workloads.report import Run, TaskResult, write_report
 from agentsched.workloads.summary import Summary, describe_host, summarise
@@ -126,10 +125,10 @@ def run_demo(plan: Plan, console: Console) -> Outcome:
     """
     check_writable(plan.out)
     outcome = Outcome(describe_host())
-    with tempfile.TemporaryDirectory(prefix="agentsched-demo-", ignore_cleanup_errors=True) as scratch:
-        ready = set_up(plan, Path(scratch), console)
+    with scratch.folder() as place:
+        ready = set_up(plan, place, console)
         for round_, policy in schedule(plan):
-            _run_one(plan, ready, round_, policy, Path(scratch), outcome, console)
+            _run_one(plan, ready, round_, policy, place, outcome, console)
     return outcome
 
 
@@ -167,7 +166,7 @@ def _shares(agents: int, chosen: Sequence[Task]) -> list[Task]:
     return [*chosen[:agents], *([lightest] * (agents - len(chosen)))]
 
 
-def set_up(plan: Plan, scratch: Path, console: Console) -> Ready:
+def set_up(plan: Plan, place: Path, console: Console) -> Ready:
     """Fetch, build and prepare what is missing; from a warm cache this takes a few seconds."""
 
     def say(text: str) -> None:
@@ -176,12 +175,11 @@ def set_up(plan: Plan, scratch: Path, console: Console) -> Ready:
     chosen = [tasks.load_task(name) for name in plan.tasks]
     cache = tasks.cache_folder()
     say(f"sources of {', '.join(f'{task.package} {task.version}' for task in chosen)}")
-    with ThreadPoolExecutor(2) as pool:
-        sdists = list(pool.map(lambda task: tasks.fetch_sdist(task, cache), chosen))
+    sdists = [tasks.fetch_sdist(task, cache) for task in chosen]
     say("environment in which the agents' commands and the hidden tests run")
     environment = tasks.ensure_environment(chosen, cache)
     model = ensure_model(cache / "models", progress=say)
-    trees = {task.instance_id: scratch / "trees" / task.instance_id for task in chosen}
+    trees = {task.instance_id: place / "trees" / task.instance_id for task in chosen}
     for task, sdist in zip(chosen, sdists, strict=True):
         tasks.prepare_tree(task, sdist, trees[task.instance_id])
     contexts = [round(task.final_context_chars / CHARS_PER_TOKEN) for task in _shares(plan.agents, chosen)]
@@ -211,12 +209,12 @@ def _run_one(
     ready: Ready,
     round_: int,
     policy: str,
-    scratch: Path,
+    within: Path,
     outcome: Outcome,
     console: Console,
 ) -> None:
     title = f"round {round_ + 1} of {plan.rounds}, {policy}"
-    place = Path(tempfile.mkdtemp(prefix="run-", dir=scratch))
+    place = Path(tempfile.mkdtemp(prefix="run-", dir=within))
     with tasks.scripts_folder() as scripts, Board(console, title) as board:
         trial = Trial(
             policy=policy,

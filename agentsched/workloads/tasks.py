@@ -15,7 +15,6 @@ import fcntl
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -26,7 +25,10 @@ from pathlib import Path, PurePosixPath
 import msgspec
 import platformdirs
 
+from agentsched.cgroups import Sandbox, SandboxError, ToolResult, ToolSpec
+
 GRADE_TIMEOUT_S = 300.0
+GRADE_OUTPUT_BYTES = 16 << 20
 PIP_TIMEOUT_S = 600.0
 
 
@@ -164,18 +166,24 @@ def _check_sha256(path: Path, wanted: str) -> None:
 
 def _pip(python: str, arguments: Sequence[str], wanted: str) -> None:
     command = [python, "-m", "pip", *arguments, "-q", "--disable-pip-version-check", "--no-input"]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=PIP_TIMEOUT_S, stdin=subprocess.DEVNULL
-        )
-    except subprocess.TimeoutExpired as error:
-        raise TaskError(f"pip did not fetch {wanted} within {PIP_TIMEOUT_S:.0f} s") from error
-    if done.returncode:
+    done = _run(ToolSpec(argv=command, timeout_s=PIP_TIMEOUT_S))
+    if done.timed_out:
+        raise TaskError(f"pip did not fetch {wanted} within {PIP_TIMEOUT_S:.0f} s")
+    if done.exit_status:
         raise TaskError(
             f"pip could not fetch {wanted}. It needs the package index once (later runs use the cache "
             f"{cache_folder()}): connect this machine, or set PIP_INDEX_URL to a mirror. pip said:\n"
-            f"{done.stderr.strip()[-1500:]}"
+            f"{done.text.strip()[-1500:]}"
         )
+
+
+def _run(spec: ToolSpec) -> ToolResult:
+    """Run one command of the set-up in a sandbox, so that nothing of it outlives this process."""
+    try:
+        with Sandbox.open("set-up") as sandbox:
+            return sandbox.run(spec)
+    except SandboxError as error:
+        raise TaskError(f"{spec.command_class} cannot be run: {error}") from error
 
 
 def prepare_tree(task: Task, sdist: Path, tree: Path) -> None:
@@ -198,12 +206,11 @@ def prepare_tree(task: Task, sdist: Path, tree: Path) -> None:
 
 def _git(tree: Path, *arguments: str) -> None:
     author = ["-c", "user.name=task", "-c", "user.email=task@example.invalid", "-c", "commit.gpgsign=false"]
-    try:
-        done = subprocess.run(["git", *author, "-C", str(tree), *arguments], capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise TaskError("git is needed to prepare tasks and was not found: install it") from error
-    if done.returncode:
-        raise TaskError(f"git {arguments[0]} failed in {tree}: {done.stderr.strip()}")
+    if shutil.which("git") is None:
+        raise TaskError("git is needed to prepare tasks and was not found: install it")
+    done = _run(ToolSpec(argv=["git", *author, "-C", str(tree), *arguments]))
+    if done.exit_status:
+        raise TaskError(f"git {arguments[0]} failed in {tree}: {done.text.strip()}")
 
 
 def ensure_environment(tasks: Sequence[Task], cache: Path) -> Path:
@@ -220,11 +227,11 @@ def ensure_environment(tasks: Sequence[Task], cache: Path) -> Path:
         if complete.exists():
             return folder
         shutil.rmtree(folder, ignore_errors=True)
-        made = subprocess.run([sys.executable, "-m", "venv", str(folder)], capture_output=True, text=True)
-        if made.returncode:
+        made = _run(ToolSpec(argv=[sys.executable, "-m", "venv", str(folder)]))
+        if made.exit_status:
             raise TaskError(
                 f"python -m venv failed (on Debian and Ubuntu install python3-venv): "
-                f"{(made.stderr or made.stdout).strip()[-800:]}"
+                f"{made.text.strip()[-800:]}"
             )
         _pip(str(folder / "bin/python"), ["install", *wanted], f"the test tools {', '.join(wanted)}")
         complete.touch()
@@ -256,28 +263,30 @@ def task_variables(environment: Path) -> dict[str, str]:
     }
 
 
-def grade(task: Task, tree: Path, environment: Path) -> Grade:
-    """Run the hidden tests in a copy of the tree. The tree itself stays as the agent left it."""
+def grade(task: Task, tree: Path, environment: Path, sandbox: Sandbox) -> Grade:
+    """Run the hidden tests in a copy of the tree. The tree itself stays as the agent left it.
+
+    In a sandbox, since what an agent wrote may hang or start anything. Raises ``SandboxError``.
+    """
     with scripts_folder() as folder, tempfile.TemporaryDirectory(dir=tree.parent) as place:
         copy = Path(place) / "repo"
         shutil.copytree(tree, copy, ignore=shutil.ignore_patterns(".git"))
         shutil.rmtree(copy / task.tests_dir, ignore_errors=True)
         shutil.copytree(folder / task.instance_id / "tests", copy / task.tests_dir)
-        try:
-            done = subprocess.run(
-                ["bash", "-c", f"{task.test_command} -rA --color=no"],
-                cwd=copy,
-                env=task_variables(environment),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                timeout=GRADE_TIMEOUT_S,
+        done = sandbox.run(
+            ToolSpec(
+                command=f"{task.test_command} -rA --color=no",
+                shell="bash",
+                cwd=str(copy),
+                env=task_variables(environment) | {"TMPDIR": place},
+                tool_call=tree.parent.name,
+                timeout_s=GRADE_TIMEOUT_S,
+                max_output_bytes=GRADE_OUTPUT_BYTES,
             )
-            output = done.stdout
-        except subprocess.TimeoutExpired:
-            output = f"hidden tests did not end within {GRADE_TIMEOUT_S:.0f} s"
+        )
+    output = done.text
+    if done.timed_out:
+        output = f"hidden tests did not end within {GRADE_TIMEOUT_S:.0f} s"
     passed = {line.removeprefix("PASSED ") for line in output.splitlines() if line.startswith("PASSED ")}
     missing = [test for test in [*task.fail_to_pass, *task.pass_to_pass] if test not in passed]
     return Grade(

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from agentsched.cgroups import Sandbox, SandboxError
 from agentsched.core.log import Entry, read
 from agentsched.workloads import children, cores
 from agentsched.workloads.agents import Agent, Gate
@@ -149,7 +150,10 @@ def _entries(log: Path) -> list[Entry]:
 
 def _grades(agents: Sequence[Agent], environment: Path) -> dict[str, Grade]:
     def check(agent: Agent) -> Grade:
-        found = grade(agent.task, agent.tree, environment)
+        try:
+            found = grade(agent.task, agent.tree, environment, sandbox)
+        except SandboxError as error:
+            raise TrialFailed(f"hidden tests of {agent.program} cannot be run: {error}") from error
         outcome = agent.outcome()
         if outcome == "Submitted":
             return found
@@ -160,7 +164,8 @@ def _grades(agents: Sequence[Agent], environment: Path) -> dict[str, Grade]:
             output=f"the agent ended as {outcome!r}\n{found.output}",
         )
 
-    with ThreadPoolExecutor(2) as pool:
+    # In this order: when this is interrupted, closing the sandbox ends what the threads wait for.
+    with ThreadPoolExecutor(2) as pool, Sandbox.open("hidden-tests") as sandbox:
         return dict(zip([agent.program for agent in agents], pool.map(check, agents), strict=True))
 
 

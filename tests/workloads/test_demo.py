@@ -5,15 +5,17 @@ import io
 import json
 import os
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from agentsched.cgroups import Sandbox, ToolSpec
 from agentsched.core.events import CallFinished, ProgramClosed, ToolFinished
-from agentsched.workloads import agents, children, cores, demo, tasks
-from agentsched.workloads.agents import Gate, wait_at_gate
+from agentsched.workloads import agents, children, cores, demo, tasks, trial
+from agentsched.workloads.agents import Agent, Gate, wait_at_gate
 from agentsched.workloads.board import Board, Line
 from agentsched.workloads.demo import DemoError, Plan
 
@@ -124,6 +126,25 @@ def test_ending_children_kills_what_ignores_being_asked(tmp_path: Path) -> None:
     children.end([child], grace_s=0.2)
     assert child.returncode == -9
     children.end([child])
+
+
+def test_hidden_tests_end_when_grading_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Ctrl-C: what other threads wait for is ended, hang as it may."""
+    task = tasks.load_task(tasks.task_ids()[0])
+    agents = [Agent(program, task, tmp_path / program) for program in ("breaks", "hangs")]
+
+    def grade(task: object, tree: Path, environment: Path, sandbox: Sandbox) -> None:
+        if tree.parent.name == "hangs":
+            sandbox.run(ToolSpec(command="sleep 300"))
+        while not sandbox.leaves():
+            pass
+        raise tasks.TaskError("broken")
+
+    monkeypatch.setattr(trial, "grade", grade)
+    begin = time.monotonic()
+    with pytest.raises(tasks.TaskError):
+        trial._grades(agents, tmp_path)
+    assert time.monotonic() - begin < 60
 
 
 def test_without_a_terminal_the_board_prints_plain_lines() -> None:

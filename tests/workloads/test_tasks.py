@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from agentsched.cgroups import Sandbox
 from agentsched.workloads import tasks
 from agentsched.workloads.tasks import Task, TaskError
 
@@ -98,7 +99,8 @@ def test_the_recorded_commands_repair_the_package(
     tree = tmp_path / "repo"
     tasks.prepare_tree(task, sdist, tree)
 
-    before = tasks.grade(task, tree, environment)
+    with Sandbox.open() as sandbox:
+        before = tasks.grade(task, tree, environment, sandbox)
     assert not before.passed
     assert set(before.missing) == set(task.fail_to_pass)
 
@@ -112,7 +114,8 @@ def test_the_recorded_commands_repair_the_package(
             timeout=60,
             check=False,
         )
-    after = tasks.grade(task, tree, environment)
+    with Sandbox.open() as sandbox:
+        after = tasks.grade(task, tree, environment, sandbox)
     assert after.missing == []
     assert after.passed
     assert not (tree / task.tests_dir).exists()
