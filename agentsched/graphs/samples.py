@@ -1,0 +1,42 @@
+"""A bounded window of samples, and the checks that keep garbage out of whatever learns."""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from collections import deque
+
+LARGEST = 1e12
+"""Amounts above this are taken for garbage; it keeps every sum finite."""
+
+
+def amount(name: str, value: float) -> float:
+    """``value`` as it is. Raises ValueError, which names it, unless 0 <= ``value`` <= ``LARGEST``."""
+    if not 0 <= value <= LARGEST:  # also refuses NaN
+        raise ValueError(f"{name} must be between 0 and {LARGEST:g}, got {value!r}")
+    return value
+
+
+def share(name: str, value: float) -> float:
+    """``value`` as it is. Raises ValueError, which names it, unless 0 <= ``value`` <= 1."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be between 0 and 1, got {value!r}")
+    return value
+
+
+class Window:
+    """The last ``size`` samples, also in sorted order."""
+
+    __slots__ = ("_recent", "_size", "ordered")
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._recent: deque[float] = deque()
+        self.ordered: list[float] = []
+        """Ascending. Not to be changed."""
+
+    def add(self, value: float) -> None:
+        if len(self._recent) == self._size:
+            oldest = self._recent.popleft()
+            self.ordered.pop(bisect_right(self.ordered, oldest) - 1)
+        self._recent.append(value)
+        insort(self.ordered, value)
