@@ -1,4 +1,21 @@
-"""The least time that a set of programs takes on given engines: to the last end, and on average."""
+"""The least time that a set of programs takes on given engines: to the last end, and on average.
+
+No run is shorter than any of these:
+
+* **Longest.** A program's calls follow each other with its gaps between, each at least as long as
+  alone; it begins no sooner than it arrives.
+* **Slots.** At most ``concurrency`` programs live at a time: the sum of lives over concurrency.
+* **Work.** Every token is prefilled once at least (a shared one once in all), behind what precedes
+  it, and each output token but a call's first is a decoded row. Engines do that work at the profile's
+  rates, and one step's fixed cost serves a chunk and a batch of rows at most.
+* **Memory.** ``packing_bound_reclaiming``, with that work.
+
+**Mean TCT.** When the k-th program ends, k programs have had all that they need: c_k, the sum of the
+k smallest needs, over what engines provide, and no less than the k-th shortest life. The sum of TCTs
+is the sum of ends less that of arrivals. In a closed loop each later arrival is an end, and only the
+last ``concurrency`` ends remain: mean TCT >= sum of the last ``concurrency`` c_k / N. Where agents
+start agents their arrivals are not known, and the mean of lives alone is given.
+"""
 
 from __future__ import annotations
 
@@ -78,34 +95,21 @@ def makespan_bound(
 ) -> MakespanBound:
     """Seconds from the first arrival to the last end, and mean TCT, at least.
 
-    ``uncontended``: seconds of each call of each program alone on an engine. ``capacity_tokens`` is an
-    engine's. ``concurrency`` programs are alive at most, the next arriving as one ends (closed loop);
+    ``uncontended``: seconds of each call of each program alone (``packing`` says how). ``capacity_tokens``
+    is an engine's. ``concurrency`` programs are alive at most, the next arriving as one ends (closed loop);
     without it programs arrive at their scripts' times. A step has at most ``chunk_tokens`` of prefill
     and ``max_running`` rows of decode; None leaves steps out. A token let go costs a prefill unless
     ``reload_token_s`` and ``reload_work_s`` say what a host tier takes.
 
-    * **Longest.** A program's calls follow each other with its gaps between, each at least as long as
-      alone; it begins no sooner than it arrives.
-    * **Slots.** At most ``concurrency`` programs live at a time: the sum of lives over concurrency.
-    * **Work.** Every token is prefilled once at least (a shared one once in all), behind what precedes
-      it, and each output token but a call's first is a decoded row. Engines do that work at the profile's
-      rates, and one step's fixed cost serves a chunk and a batch of rows at most.
-    * **Memory.** ``packing_bound_reclaiming``, with that work.
-
-    **Mean TCT.** When the k-th program ends, k programs have had all that they need: c_k, the sum of the
-    k smallest needs, over what engines provide, and no less than the k-th shortest life. The sum of TCTs
-    is the sum of ends less that of arrivals. In a closed loop each later arrival is an end, and only the
-    last ``concurrency`` ends remain: mean TCT >= sum of the last ``concurrency`` c_k / N. Where agents
-    start agents their arrivals are not known, and the mean of lives alone is given.
-
     Raises ``BoundsError`` as the packing bounds do, and for a closed loop whose scripts arrive late.
     """
     chosen = check_scripts(scripts, capacity_tokens, engines)
-    _check_loop(chosen, concurrency)
+    started = {agent for s in chosen for turn in s.turns for agent in turn.agents}
+    roots = [s for s in chosen if s.program not in started]
+    _check_loop(roots, concurrency)
     away = seconds_away(chosen, uncontended)
     lives = {s.program: sum(uncontended[s.program]) + sum(away[s.program]) for s in chosen}
     work = dict(_works({s.program: turn_paths(s) for s in chosen}, chosen, profile))
-    own = {name: w.seconds / engines for name, w in work.items()}
     packing = packing_bound_reclaiming(
         chosen,
         capacity_tokens,
@@ -115,22 +119,20 @@ def makespan_bound(
         work_s={name: w.seconds for name, w in work.items()},
         engines=engines,
     )
-    started = {agent for s in chosen for turn in s.turns for agent in turn.agents}
-    roots = [s for s in chosen if s.program not in started]
     origin = min(s.arrives_s for s in roots)
-    ends_alone = [s.arrives_s - origin + lives[s.program] for s in roots]
+    alone = sorted(s.arrives_s - origin + lives[s.program] for s in roots)
     slots_s = sum(lives[s.program] for s in roots) / concurrency if concurrency else 0.0
     steps = _steps(work.values(), chunk_tokens, max_running)
-    work_s = sum(own.values()) + steps * profile.step_s / engines
+    work_s = (sum(w.seconds for w in work.values()) + steps * profile.step_s) / engines
     mean_tct_s = sum(lives.values()) / len(lives)
     if not started:
-        needs = [sorted(ends_alone), _sums(own.values()), _sums(packing.program_s.values())]
-        ends = [max(at) for at in zip(*needs, strict=True)]
+        computed = _sums(w.seconds / engines for w in work.values())
+        ends = [max(at) for at in zip(alone, computed, _sums(packing.program_s.values()), strict=True)]
         mean_tct_s = max(mean_tct_s, _mean_tct(chosen, ends, concurrency))
     return MakespanBound(
-        makespan_s=max(*ends_alone, slots_s, work_s, packing.makespan_s),
+        makespan_s=max(alone[-1], slots_s, work_s, packing.makespan_s),
         mean_tct_s=mean_tct_s,
-        longest_s=max(ends_alone),
+        longest_s=alone[-1],
         slots_s=slots_s,
         work_s=work_s,
         memory_s=packing.makespan_s,

@@ -1,10 +1,12 @@
 """How many tasks an hour fit: KV memory as a knapsack of token-seconds.
 
 ``uncontended`` gives each call's seconds by program, from a run in which nothing waits for room. Taken
-from each program alone on its engine they are the least that any run takes, and the bounds are bounds.
-Taken at the largest concurrency that just fits (a decode step shared by more calls takes longer),
-``packing_bound`` is the yardstick of how well memory is filled; a run with fewer calls at a time, whose
-calls are shorter, may then exceed it.
+from each program alone, its shared prefix held already and in the largest chunks that any policy sets,
+they are the least that any run takes, and the bounds are bounds. Taken at the largest concurrency that
+just fits (a decode step shared by more calls takes longer), ``packing_bound`` is the yardstick of how
+well memory is filled; a run with fewer calls at a time, whose calls are shorter, may then exceed it.
+
+Every script counts as a task, those that others start (``Turn.agents``) too.
 
 A running call holds its whole prompt from start to end; the room that its output takes as it comes is
 left out, which makes the bounds larger, not wrong.
