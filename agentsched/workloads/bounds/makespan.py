@@ -104,34 +104,28 @@ def makespan_bound(
     Raises ``BoundsError`` as the packing bounds do, and for a closed loop whose scripts arrive late.
     """
     chosen = check_scripts(scripts, capacity_tokens, engines)
-    started = {agent for s in chosen for turn in s.turns for agent in turn.agents}
-    roots = [s for s in chosen if s.program not in started]
-    _check_loop(roots, concurrency)
+    roots = _roots(chosen, concurrency)
     away = seconds_away(chosen, uncontended)
     lives = {s.program: sum(uncontended[s.program]) + sum(away[s.program]) for s in chosen}
     work = dict(_works({s.program: turn_paths(s) for s in chosen}, chosen, profile))
+    prefill_s = profile.prefill_token_s
     packing = packing_bound_reclaiming(
         chosen,
         capacity_tokens,
         uncontended,
-        reload_token_s=profile.prefill_token_s if reload_token_s is None else reload_token_s,
-        reload_work_s=profile.prefill_token_s if reload_work_s is None else reload_work_s,
+        reload_token_s=prefill_s if reload_token_s is None else reload_token_s,
+        reload_work_s=prefill_s if reload_work_s is None else reload_work_s,
         work_s={name: w.seconds for name, w in work.items()},
         engines=engines,
     )
-    origin = min(s.arrives_s for s in roots)
-    alone = sorted(s.arrives_s - origin + lives[s.program] for s in roots)
+    alone = _ends_alone(roots, lives)
     slots_s = sum(lives[s.program] for s in roots) / concurrency if concurrency else 0.0
     steps = _steps(work.values(), chunk_tokens, max_running)
     work_s = (sum(w.seconds for w in work.values()) + steps * profile.step_s) / engines
-    mean_tct_s = sum(lives.values()) / len(lives)
-    if not started:
-        computed = _sums(w.seconds / engines for w in work.values())
-        ends = [max(at) for at in zip(alone, computed, _sums(packing.program_s.values()), strict=True)]
-        mean_tct_s = max(mean_tct_s, _mean_tct(chosen, ends, concurrency))
+    needs = [alone, _sums(w.seconds / engines for w in work.values()), _sums(packing.program_s.values())]
     return MakespanBound(
         makespan_s=max(alone[-1], slots_s, work_s, packing.makespan_s),
-        mean_tct_s=mean_tct_s,
+        mean_tct_s=max(sum(lives.values()) / len(lives), _mean_tct(chosen, needs, concurrency)),
         longest_s=alone[-1],
         slots_s=slots_s,
         work_s=work_s,
@@ -139,20 +133,31 @@ def makespan_bound(
     )
 
 
-def _check_loop(scripts: Sequence[Script], concurrency: int | None) -> None:
-    if concurrency is None:
-        return
-    if concurrency < 1:
+def _roots(scripts: Sequence[Script], concurrency: int | None) -> list[Script]:
+    """The scripts that no other starts; they must fit the loop."""
+    started = {agent for script in scripts for turn in script.turns for agent in turn.agents}
+    roots = [script for script in scripts if script.program not in started]
+    if concurrency is not None and concurrency < 1:
         raise BoundsError(f"concurrency must be >= 1, got {concurrency}")
-    if late := [s.program for s in scripts if s.arrives_s]:
+    if late := [script.program for script in roots if script.arrives_s and concurrency is not None]:
         raise BoundsError(f"{late[0]!r} arrives late: in a closed loop each program begins as one ends")
+    return roots
+
+
+def _ends_alone(roots: Sequence[Script], lives: Mapping[str, float]) -> list[float]:
+    origin = min(script.arrives_s for script in roots)
+    return sorted(script.arrives_s - origin + lives[script.program] for script in roots)
 
 
 def _sums(needs: Iterable[float]) -> list[float]:
     return list(accumulate(sorted(needs)))
 
 
-def _mean_tct(scripts: Sequence[Script], ends: Sequence[float], concurrency: int | None) -> float:
+def _mean_tct(scripts: Sequence[Script], needs: Sequence[Sequence[float]], concurrency: int | None) -> float:
+    """The mean from the least times of the first end, the second, and so on, by each need."""
+    if any(len(times) < len(scripts) for times in needs):
+        return 0.0  # some are started by others, no one knows when
+    ends = [max(at) for at in zip(*needs, strict=True)]
     if concurrency is None:
         origin = min(s.arrives_s for s in scripts)
         return (sum(ends) - sum(s.arrives_s - origin for s in scripts)) / len(scripts)
