@@ -96,17 +96,16 @@ def makespan_bound(
     """Seconds from the first arrival to the last end, and mean TCT, at least.
 
     ``uncontended``: seconds of each call of each program alone (``packing`` says how). ``capacity_tokens``
-    is an engine's. ``concurrency`` programs are alive at most, the next arriving as one ends (closed loop);
-    without it programs arrive at their scripts' times. A step has at most ``chunk_tokens`` of prefill
-    and ``max_running`` rows of decode; None leaves steps out. A token let go costs a prefill unless
-    ``reload_token_s`` and ``reload_work_s`` say what a host tier takes.
+    is an engine's. ``concurrency``: a closed loop of so many; None: programs arrive at their own times. A
+    step has at most ``chunk_tokens`` of prefill and ``max_running`` decoded rows; None leaves steps out.
+    A token let go costs a prefill, or ``reload_token_s`` and ``reload_work_s`` (a host tier).
 
     Raises ``BoundsError`` as the packing bounds do, and for a closed loop whose scripts arrive late.
     """
     chosen = check_scripts(scripts, capacity_tokens, engines)
     roots = _roots(chosen, concurrency)
     away = seconds_away(chosen, uncontended)
-    lives = {s.program: sum(uncontended[s.program]) + sum(away[s.program]) for s in chosen}
+    lives = {name: sum(uncontended[name]) + sum(gaps) for name, gaps in away.items()}
     work = dict(_works({s.program: turn_paths(s) for s in chosen}, chosen, profile))
     prefill_s = profile.prefill_token_s
     packing = packing_bound_reclaiming(
@@ -157,7 +156,7 @@ def _mean_tct(scripts: Sequence[Script], needs: Sequence[Sequence[float]], concu
     """The mean from the least times of the first end, the second, and so on, by each need."""
     if any(len(times) < len(scripts) for times in needs):
         return 0.0  # some are started by others, no one knows when
-    ends = [max(at) for at in zip(*needs, strict=True)]
+    ends: list[float] = [max(at) for at in zip(*needs, strict=True)]
     if concurrency is None:
         origin = min(s.arrives_s for s in scripts)
         return (sum(ends) - sum(s.arrives_s - origin for s in scripts)) / len(scripts)
