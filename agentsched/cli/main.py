@@ -22,6 +22,7 @@ COMMANDS = {
     "serve": "Serve an OpenAI-compatible API that schedules agent programs.",
     "run": "Run one command in a sandbox of its own.",
     "trace": "Make a trace for the simulator from a daemon's event log.",
+    "graph": "Export or draw what programs did, or tend to do, from an event log.",
     "doctor": "Print what this machine offers, and what is lost without the rest.",
     "cleanup": "Remove what a killed run left behind.",
 }

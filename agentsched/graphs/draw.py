@@ -11,6 +11,7 @@ from __future__ import annotations
 from xml.etree import ElementTree as ET
 
 from agentsched.graphs.aeg import Aeg, CallNode, Node, ToolNode
+from agentsched.graphs.export import legible
 
 COLUMNS = 7
 BOX_W, CALL_H, TOOL_H = 152, 68, 54
@@ -53,7 +54,7 @@ def to_svg(aeg: Aeg) -> str:
             "role": "img",
         },
     )
-    _text(svg, "title", {}, f"Execution graph of program {aeg.program}")
+    add_text(svg, "title", {}, f"Execution graph of program {aeg.program}")
     ET.SubElement(svg, "style").text = STYLE
     for tail, head, kind in aeg.edges():
         _edge(svg, places[tail], places[head], kind)
@@ -183,14 +184,14 @@ def _spent(start: float | None, end: float | None) -> str:
 
 def _box(group: ET.Element, corner: Point, height: int, style: str, lines: list[str], title: str) -> None:
     x, y = corner
-    _text(group, "title", {}, title)
+    add_text(group, "title", {}, title)
     box = {"x": f"{x:g}", "y": f"{y:g}", "width": str(BOX_W), "height": str(height), "rx": "6"}
     ET.SubElement(group, "rect", {"class": f"box {style}", **box})
     for number, line in enumerate(lines):
         place = {"x": f"{x + 9:g}", "y": f"{y + 15 + 13.5 * number:g}"}
         if number == 0:
             place["class"] = "name"
-        _text(group, "text", place, _shortened(line, MOST_CHARS - 6 if number == 0 else MOST_CHARS))
+        add_text(group, "text", place, shortened(line, MOST_CHARS - 6 if number == 0 else MOST_CHARS))
 
 
 def _bar(group: ET.Element, corner: Point, height: int, parts: dict[str, float]) -> None:
@@ -206,11 +207,11 @@ def _bar(group: ET.Element, corner: Point, height: int, parts: dict[str, float])
         x += share
 
 
-def _text(parent: ET.Element, tag: str, attributes: dict[str, str], text: str) -> None:
-    """Text as XML can carry it: control characters become visible replacement characters."""
-    legal = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-    ET.SubElement(parent, tag, attributes).text = legal
+def add_text(parent: ET.Element, tag: str, attributes: dict[str, str], text: str) -> None:
+    """An element with text, as XML can carry it."""
+    ET.SubElement(parent, tag, attributes).text = legible(text)
 
 
-def _shortened(line: str, most: int) -> str:
+def shortened(line: str, most: int) -> str:
+    """``line`` in at most ``most`` characters."""
     return line if len(line) <= most else line[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"

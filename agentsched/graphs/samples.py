@@ -40,3 +40,7 @@ class Window:
             self.ordered.pop(bisect_right(self.ordered, oldest) - 1)
         self._recent.append(value)
         insort(self.ordered, value)
+
+    def quantile(self, q: float) -> float:
+        """The sample below which the share ``q`` lies. Precondition: there is one."""
+        return self.ordered[min(len(self.ordered) - 1, int(q * len(self.ordered)))]
