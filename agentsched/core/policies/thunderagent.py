@@ -9,9 +9,14 @@ Source: the ThunderAgent paper and the behaviour of its published router. Every 
    with their tools, then those that compute (they finish their call), shortest context first.
 
 A new program that comes while nobody waits goes straight to the emptiest engine with room for it. To
-judge room, a program t seconds in its tool weighs 2^-t, so long tools give way to programs that can
-run; to judge overflow it weighs in full, as in the published router. A program that has waited
-1,800 s is resumed regardless. Inside the engine: arrival of calls and LRU, as stock.
+judge room, the weight of a program in its tool decays as a power of two, so long tools give way to
+programs that can run; to judge overflow it weighs in full, as in the published router. A program that
+has waited 1,800 s is resumed regardless. Inside the engine: arrival of calls and LRU, as stock.
+
+Tuned: half-life 30 s (published 1 s; the router has decay off by default) and 1,024 tokens free for
+each program (published 256). Over coding and browsing agents at pressures of 1.5 to 3 that lowers mean
+completion time by 7 % and P99 by 5 %, mostly with long gaps, where 1 s lets it thrash. Half-lives of 10
+to 60 s, periods of 1 to 5 s and 256 to 2,048 tokens are within 3 % of each other; 5 s is as published.
 
 Where the sources leave a choice, it is the baseline's best: contexts are exact token counts (the
 published router guesses characters / 5); programs that finish their last call after being paused
@@ -33,9 +38,9 @@ from agentsched.core.policies.parts import Policy
 from agentsched.core.state import Phase, Program, State
 
 PERIOD_S = 5.0
-HALF_LIFE_S = 1.0
-DECODE_BUFFER_TOKENS = 256
-"""Kept free for every program's answer, as in the published router."""
+HALF_LIFE_S = 30.0
+BUFFER_TOKENS = 1_024
+"""Kept free for every program's answer and what its next prompt adds."""
 MAX_WAIT_S = 1_800.0
 
 
@@ -102,10 +107,9 @@ class ProgramGate:
         if self._held:
             return False
         for engine in self._placement.candidates(state, program):
-            load = self._loads.engines[engine]
-            room = load.capacity_tokens - load.tokens - load.programs * DECODE_BUFFER_TOKENS
-            if demand_tokens(program) <= room or not load.programs:
-                self._admit(orders, program, engine, f"new, and {room:,} tokens are free")
+            free = self._free(engine)
+            if demand_tokens(program) <= free or not self._loads.engines[engine].programs:
+                self._admit(orders, program, engine, f"new, and {free:,} tokens are free")
                 return True
         return False
 
@@ -134,6 +138,8 @@ class ProgramGate:
     ) -> None:
         """Admit to the engine with most room if it has enough, is empty, or the wait was too long."""
         engine = max(room, key=lambda name: room[name])
+        if not program.waiting and demand_tokens(program) > self._free(engine):
+            return  # it can wait with its tool; let in now, it would be paused again at once
         if force or demand_tokens(program) <= room[engine] or not self._loads.engines[engine].programs:
             reason = f"{why} where most room is: {room[engine]:,.0f} tokens"
             self._admit(orders, program, engine, reason)
@@ -143,6 +149,11 @@ class ProgramGate:
         orders.admit(program, engine, reason)
         self._held.pop(program.name, None)
         self._loads.recount(program, orders.now)
+
+    def _free(self, engine: str) -> int:
+        """Tokens that its programs leave if all count in full; below 0, what they exceed its KV by."""
+        load = self._loads.engines[engine]
+        return load.capacity_tokens - load.tokens - load.programs * BUFFER_TOKENS
 
     def _room(self, state: State, now: float) -> dict[str, float]:
         """Tokens to spare, by engine; what has been in its tool for long hardly counts."""
@@ -156,11 +167,9 @@ class ProgramGate:
         return room
 
     def _pause(self, state: State, orders: Orders, engine: str) -> None:
-        load = self._loads.engines[engine]
-        seated = (p for p in state.programs.values() if p.seat == engine)
-        for program in pause_order(seated):
-            over = load.tokens + load.programs * DECODE_BUFFER_TOKENS - load.capacity_tokens
-            if over <= 0 or load.programs == 1:
+        for program in pause_order(state.seated(engine)):
+            over = -self._free(engine)
+            if over <= 0 or self._loads.engines[engine].programs == 1:
                 return
             orders.pause(program, f"contexts exceed the KV by {over:,} tokens, and it is the shortest")
             self._held[program.name] = program
@@ -175,7 +184,7 @@ def in_engine(program: Program) -> bool:
 
 
 def demand_tokens(program: Program) -> int:
-    return program.expected_context_tokens + DECODE_BUFFER_TOKENS
+    return program.expected_context_tokens + BUFFER_TOKENS
 
 
 def weighted_tokens(program: Program, now: float) -> float:
