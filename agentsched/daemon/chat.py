@@ -12,6 +12,7 @@ from agentsched.daemon.errors import ApiError, bad_field
 from agentsched.engines.frontend import ChatRequest
 
 _PATH = re.compile(r" - at `\$\.?(.*?)`$")
+_MISSING = re.compile(r"Object missing required field `(.*?)`")
 # Accepting these and not doing them would be a silent lie.
 _UNSERVED = {"logprobs": "log probabilities are not served", "audio": "only text is served"}
 
@@ -152,9 +153,10 @@ def convert(raw: Any, kind: type[Any], prefix: str = "") -> Any:
     except msgspec.ValidationError as error:
         message = str(error)
         found = _PATH.search(message)
-        path = found.group(1) if found else ""
+        missing = _MISSING.match(message)
+        path = ".".join(part.group(1) for part in (found, missing) if part)
         field = f"{prefix}.{path}".strip(".") if prefix else path
-        problem = _PATH.sub("", message)
+        problem = "is missing" if missing else _PATH.sub("", message)
         raise bad_field(field, problem) if field else ApiError(400, problem) from None
 
 

@@ -17,6 +17,7 @@ from agentsched.daemon.calls import Calls, LiveCall
 from agentsched.daemon.chat import Answer, Parsed, check_program, error_event, parse
 from agentsched.daemon.errors import ApiError, refused
 from agentsched.daemon.host import Host
+from agentsched.daemon.httplog import one_line
 from agentsched.daemon.identity import Identities
 from agentsched.daemon.intake import parse_events, take
 from agentsched.daemon.metrics import Metrics
@@ -81,7 +82,7 @@ class Gateway:
     # Chat completions
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        parsed = parse(await request.read())
+        parsed = parse(await _body(request))
         stated = request.headers.get(PROGRAM_HEADER, parsed.program)
         if stated is not None:
             check_program(stated, PROGRAM_HEADER)
@@ -180,7 +181,7 @@ class Gateway:
         return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _events(self, request: web.Request) -> web.Response:
-        events = parse_events(await request.read(), self._owner)
+        events = parse_events(await _body(request), self._owner)
         ignored = take(events, self._calls, self._host)
         return _json(msgspec.json.encode({"accepted": len(events) - ignored, "ignored": ignored}))
 
@@ -195,6 +196,13 @@ class Gateway:
             for view in self._programs.open.values()
         ]
         return _json(msgspec.json.encode({"programs": programs}))
+
+
+async def _body(request: web.Request) -> bytes:
+    try:
+        return await request.read()
+    except web.RequestPayloadError as error:
+        raise ApiError(400, f"the body cannot be read: {one_line(error)}", code="invalid_body") from error
 
 
 @web.middleware

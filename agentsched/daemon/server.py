@@ -23,6 +23,7 @@ from agentsched.daemon.eventlog import EventLog
 from agentsched.daemon.gate import Gate
 from agentsched.daemon.gateway import Gateway
 from agentsched.daemon.host import Host
+from agentsched.daemon.httplog import http_log
 from agentsched.daemon.identity import Identities
 from agentsched.daemon.metrics import Metrics
 from agentsched.daemon.programs import Programs
@@ -112,7 +113,9 @@ class Daemon:
             self._supervision.result()
         app = self._gateway.application(body_limit_bytes=settings.body_limit_bytes)
         # A handler is cancelled when its client goes away: that is how calls learn of it.
-        runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+        runner = web.AppRunner(
+            app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0, logger=http_log()
+        )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await web.SockSite(runner, listening).start()

@@ -111,7 +111,7 @@ def _encode(text: str) -> list[int]:
 def _told(messages: list[dict[str, Any]]) -> str | None:
     """The answer that the conversation asks for, if it does."""
     said = [m for m in messages if m.get("role") == "user"]
-    text = _text(said[-1]) if said else ""
+    text = _text(said[-1], messages.index(said[-1])) if said else ""
     command, _, rest = text.partition(" ")
     if command == "/say" and rest:
         return rest
@@ -126,11 +126,14 @@ def _render(message: dict[str, Any], index: int) -> str:
         raise RequestRefused(f"messages[{index}].role: {role!r} is not one of {', '.join(sorted(_ROLES))}")
     functions = [call["function"] for call in message.get("tool_calls") or ()]
     calls = "".join(f"{_CALL}{f['name']} {f.get('arguments', '')}{_END}" for f in functions)
-    return f"{role}: {_text(message)}{calls}\n"
+    return f"{role}: {_text(message, index)}{calls}\n"
 
 
-def _text(message: dict[str, Any]) -> str:
+def _text(message: dict[str, Any], index: int) -> str:
     content = message.get("content") or ""
     if isinstance(content, str):
         return content
-    return "".join(str(part.get("text", "")) for part in content)
+    for number, part in enumerate(content):
+        if not isinstance(part.get("text"), str):
+            raise RequestRefused(f"messages[{index}].content[{number}]: only parts of type 'text' are served")
+    return "".join(part["text"] for part in content)

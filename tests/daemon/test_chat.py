@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from typing import Any
 
 import pytest
@@ -110,12 +111,16 @@ async def test_models_and_health_and_root() -> None:
                 assert answer.status == 200
 
 
+IMAGE = {"type": "image_url", "image_url": {"url": "x"}}
+PART = "messages[0].content[0]"
 GARBAGE = [
     (b'{"model": "simulated", "mess', 400, None, "invalid_json"),
     (b"\xff\xfe", 400, None, "invalid_json"),
     (b"[]", 400, None, None),
     (b"[" * 100_000, 400, None, "invalid_json"),
-    (json.dumps({"model": "simulated"}).encode(), 400, None, None),
+    (json.dumps({"model": "simulated"}).encode(), 400, "messages", None),
+    (json.dumps(chat("x", messages=[{"content": "x"}])).encode(), 400, "messages[0].role", None),
+    (json.dumps(chat("x", messages=[{"role": "user", "content": [IMAGE]}])).encode(), 400, PART, None),
     (json.dumps(chat("x", model=3)).encode(), 400, "model", None),
     (json.dumps(chat("x", model="gpt-5")).encode(), 404, "model", "model_not_found"),
     (json.dumps(chat("x", temperature="hot")).encode(), 400, "temperature", None),
@@ -203,13 +208,44 @@ async def test_metrics_count_what_happened() -> None:
         assert await served_.metric("agentsched_call_seconds_count") == 1
 
 
-async def test_raw_bytes_that_are_no_http_are_survived() -> None:
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01 not http\r\n\r\n",
+        b"POST / HTTP/9.9\r\n\r\n",
+        HEAD + b"Content-Length: -5\r\n\r\n{}",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n{}",
+        HEAD + b"Content-Encoding: gzip\r\nContent-Length: 3\r\n\r\nxxx",
+        HEAD + b"X: " + b"y" * 20_000 + b"\r\n\r\n",
+    ],
+    ids=lambda sent: sent[-20:].decode(errors="replace"),
+)
+async def test_bytes_that_are_no_http_are_answered_without_a_traceback(
+    sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     async with served() as served_:
         host, port = served_.url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(b"\x16\x03\x01 not http\r\n\r\n")
+        writer.write(sent)
         await writer.drain()
         assert b"400" in (await reader.readline())
+        await reader.read()
         writer.close()
         await writer.wait_closed()
         assert (await served_.chat("/say fine"))[0] == 200
+    assert [record for record in caplog.records if record.exc_info or record.levelno >= logging.WARNING] == []
+
+
+async def test_a_body_that_cannot_be_decoded_is_the_clients_fault() -> None:
+    async with (
+        served() as served_,
+        served_.http.post(
+            served_.url + "/v1/chat/completions", data=b"xxx", headers={"Content-Encoding": "gzip"}
+        ) as answer,
+    ):
+        error = (await answer.json())["error"]
+    assert (answer.status, error["code"]) == (400, "invalid_body")
+    assert "gzip" in error["message"]

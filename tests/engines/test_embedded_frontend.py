@@ -221,6 +221,29 @@ def test_what_cannot_be_served_names_the_field(
         frontend.prepare(ChatRequest(**fields))
 
 
+def test_a_text_that_cannot_fit_is_refused_without_encoding_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frontend = ChatFrontend(folder, name="tiny")
+    encoded: list[int] = []
+
+    class Counting:
+        def encode(self, text: str, add_special_tokens: bool) -> Any:
+            encoded.append(len(text))
+            return real.encode(text, add_special_tokens=add_special_tokens)
+
+    real = frontend._tokenizer
+    monkeypatch.setattr(frontend, "_tokenizer", Counting())
+    large = [{"role": "user", "content": "word " * 2_000_000}]
+    with pytest.raises(RequestRefused, match="no room for output"):
+        frontend.prepare(ChatRequest(model="tiny", messages=large))
+    assert encoded == []
+    many = [{"role": "user", "content": f"{n} " + "word " * 500} for n in range(1000)]
+    with pytest.raises(RequestRefused, match="no room for output"):
+        frontend.prepare(ChatRequest(model="tiny", messages=many))
+    assert 0 < len(encoded) < 20
+
+
 def test_output_is_limited_by_request_and_context(folder: Path) -> None:
     frontend = ChatFrontend(folder, name="tiny", default_output_tokens=100)
 

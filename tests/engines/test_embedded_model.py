@@ -196,6 +196,16 @@ def test_sampling_is_greedy_or_seeded() -> None:
     assert len(set(drawn)) > 5
 
 
+@pytest.mark.parametrize("temperature", [1e-320, 1e-300, 1e-40, 1e308])
+@pytest.mark.parametrize("top_p", [1.0, 0.5, 1e-320])
+def test_no_temperature_fails_the_batch(temperature: float, top_p: float) -> None:
+    executor, tokens = executor_of(spec_of(initializer_range=0.05)), prompt(11, 20)
+    extreme = Sampling(max_output_tokens=1, temperature=temperature, top_p=top_p)
+    drawn = sample(executor, tokens, extreme)
+    if temperature < 1:
+        assert drawn == sample(executor, tokens, GREEDY)
+
+
 def test_top_p_keeps_only_the_likeliest_tokens() -> None:
     executor, tokens = executor_of(spec_of(initializer_range=0.05)), prompt(12, 20)
     chances = executor.logits([row(tokens, 0, 20, [0, 1, 2, 3, 4])])[0].softmax(-1)

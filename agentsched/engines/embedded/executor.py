@@ -153,7 +153,9 @@ def _sample(scores: Tensor, best: int, sampling: Sampling, step: int) -> int:
     """Greedy, or by temperature and top-p from a generator that depends only on (seed, step)."""
     if sampling.temperature == 0:
         return best
-    weights = torch.softmax(scores / sampling.temperature, dim=-1)
+    # The best score becomes 0 first, and in double: else a tiny temperature makes infinities of scores,
+    # and the whole batch fails by what one of its calls asked for.
+    weights = torch.softmax((scores - scores.max()).double() / sampling.temperature, dim=-1)
     if sampling.top_p < 1:
         ordered, order = weights.sort(descending=True)
         # The smallest set that reaches top_p: a token stays while those before it fall short.

@@ -19,6 +19,7 @@ import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ class ChatFrontend:
         # A special token's name inside a text is text: nobody can forge a message by writing it.
         self._tokenizer.encode_special_tokens = True
         self._ids = {special: self._special(special) for special in (*_ROLES.values(), TOOL_CALL, END)}
+        self._longest_token = max(map(len, self._tokenizer.get_vocab()))
         self._encode = lru_cache(maxsize=_REMEMBERED_TEXTS)(self._encode_now)
 
     def models(self) -> list[str]:
@@ -95,13 +97,10 @@ class ChatFrontend:
         """See ``Frontend.prepare``. A recorded answer is cut at ``max_output_tokens``, as a sampled one."""
         turns = self._turns(request.model)
         _check_sampling(request)
-        prompt = list(self._render(request))
+        prompt = list(islice(self._render(request), self._max_context))
         room = self._max_context - len(prompt)
         if room < 1:
-            raise RequestRefused(
-                f"messages: the prompt has {len(prompt)} tokens and leaves no room for output"
-                f" in the model's context of {self._max_context} tokens"
-            )
+            raise self._too_long()
         limit = min(room, request.max_output_tokens or self._default_output)
         recorded = None
         if turns is not None:
@@ -158,7 +157,16 @@ class ChatFrontend:
         call = call_text(self._tool, json.dumps({"command": turn.command}))
         return [*self._body(turn.thought, [call]), self._ids[END]]
 
+    def _too_long(self) -> RequestRefused:
+        return RequestRefused(
+            f"messages: the prompt has {self._max_context:,} tokens or more and leaves no room for output "
+            f"in the model's context of {self._max_context:,} tokens"
+        )
+
     def _encode_now(self, text: str) -> array[int]:
+        # Known without encoding, which takes a second a megabyte while all others wait.
+        if len(text) > self._max_context * self._longest_token:
+            raise self._too_long()
         # JSON can carry half a surrogate pair, which no UTF-8 can: such a character is replaced.
         valid = text.encode("utf-8", "replace").decode("utf-8")
         return array("I", self._tokenizer.encode(valid, add_special_tokens=False).ids)
