@@ -27,7 +27,9 @@ prefix count once each, as published.
 
 from __future__ import annotations
 
+import heapq
 import math
+from collections import deque
 from collections.abc import Iterable
 
 from agentsched.core import events as ev
@@ -54,34 +56,109 @@ class MostRoom:
         return self._loads.least()
 
 
+class Line:
+    """Programs that are held back, in order of resumption, without sorting them at every review.
+
+    One heap a group. A program that changes is lined up again; what is outdated is dropped when it
+    comes up.
+    """
+
+    def __init__(self) -> None:
+        self.held: dict[str, Program] = {}
+        self.draining: dict[str, Program] = {}  # paused in the middle of a call
+        self._groups: tuple[list[tuple[int, int, str]], ...] = ([], [], [])
+        self._waits: deque[tuple[float, str]] = deque()  # calls at the gateway, the oldest first
+
+    def hold(self, program: Program) -> None:
+        self.held[program.name] = program
+        if in_engine(program):
+            self.draining[program.name] = program
+        self.line_up(program)
+
+    def line_up(self, program: Program) -> None:
+        """Its place, after a call of it came or ended; nothing for who is not held back."""
+        if program.name in self.draining and not in_engine(program):
+            del self.draining[program.name]
+        if program.name in self.held and program.name not in self.draining:
+            group = group_of(program)
+            line = self._groups[group]
+            if len(line) > 64 + 2 * len(self.held):
+                line[:] = [entry for entry in line if self._holds(entry, group)]
+                heapq.heapify(line)
+            heapq.heappush(line, (program.expected_context_tokens, program.order, program.name))
+
+    def wait(self, call: str, now: float) -> None:
+        self._waits.append((now, call))
+
+    def leave(self, program: Program) -> None:
+        self.held.pop(program.name, None)
+        self.draining.pop(program.name, None)
+
+    def first(self, group: int) -> Program | None:
+        """The next of a group; it stays in line."""
+        line = self._groups[group]
+        while line and not self._holds(line[0], group):
+            heapq.heappop(line)
+        return self.held[line[0][2]] if line else None
+
+    def _holds(self, entry: tuple[int, int, str], group: int) -> bool:
+        """Whether the entry still says how its program is."""
+        tokens, _, name = entry
+        program = self.held.get(name)
+        if program is None or name in self.draining:
+            return False
+        return group_of(program) == group and program.expected_context_tokens == tokens
+
+    def take(self, left: float) -> list[Program]:
+        """Out of line and held back no more: the first that fit into ``left`` tokens, group by group."""
+        taken = []
+        for group in range(len(self._groups)):
+            while (program := self.first(group)) is not None and demand_tokens(program) <= left:
+                left -= demand_tokens(program)
+                heapq.heappop(self._groups[group])
+                self.leave(program)
+                taken.append(program)
+        return taken
+
+    def overdue(self, state: State, now: float) -> list[Program]:
+        """Whose call has waited for ``MAX_WAIT_S``; each is named once a call."""
+        programs = []
+        while self._waits and now - self._waits[0][0] >= MAX_WAIT_S:
+            call = state.calls.get(self._waits.popleft()[1])
+            if call is not None and call.phase is Phase.WAITING and call.program in self.held:
+                programs.append(self.held[call.program])
+        return programs
+
+
 class ProgramGate:
     """Admission by program. A learner too: it keeps who is held back without asking all programs."""
 
     def __init__(self, loads: EngineLoads, placement: MostRoom) -> None:
         self._loads = loads
         self._placement = placement
-        self._held: dict[str, Program] = {}
+        self._line = Line()
         self._newcomers: list[Program] = []
-        self._draining: dict[str, Program] = {}  # paused in the middle of a call
         self._period = -1
 
     def observe(self, state: State, now: float, event: ev.AnyEvent, subject: Program | None) -> None:
         match event:
             case ev.ProgramClosed() if subject is not None:
-                self._held.pop(subject.name, None)
-                self._draining.pop(subject.name, None)
-            case ev.CallArrived() if subject is not None:
-                if not subject.foreground and subject.name not in self._held:
+                self._line.leave(subject)
+            case ev.CallArrived() if subject is not None and not subject.foreground:
+                self._line.wait(event.call, now)
+                if subject.name in self._line.held:
+                    self._line.line_up(subject)
+                else:
                     self._newcomers.append(subject)
             case ev.CallFinished() | ev.CallAborted() if subject is not None:
-                if subject.name in self._draining and not in_engine(subject):
-                    del self._draining[subject.name]
+                self._line.line_up(subject)
             case ev.EngineLost():
                 for program in state.programs.values():
                     if not program.foreground and (program.calls or program.calls_done):
-                        self._held[program.name] = program
-                    if not in_engine(program):
-                        self._draining.pop(program.name, None)
+                        self._line.leave(program)
+                        self._line.hold(program)
+                        for call in program.calls:
+                            self._line.wait(call, now)
             case _:
                 pass
 
@@ -89,22 +166,22 @@ class ProgramGate:
         period = int(orders.now // PERIOD_S)
         if period > self._period:
             self._period = period
-            if self._held:
+            if self._line.held and self._loads.engines:
                 self._resume(state, orders)
             for engine in list(self._loads.overfull):
                 self._pause(state, orders, engine)
         for program in self._newcomers:
             if program.waiting and not self._place_new(state, orders, program):
-                self._held[program.name] = program
+                self._line.hold(program)
         self._newcomers.clear()
 
     def next_review_s(self, state: State) -> float | None:
-        if self._held or self._loads.overfull:
+        if self._line.held or self._loads.overfull:
             return (self._period + 1) * PERIOD_S
         return None
 
     def _place_new(self, state: State, orders: Orders, program: Program) -> bool:
-        if self._held:
+        if self._line.held:
             return False
         for engine in self._placement.candidates(state, program):
             free = self._free(engine)
@@ -115,39 +192,29 @@ class ProgramGate:
 
     def _resume(self, state: State, orders: Orders) -> None:
         room = self._room(state, orders.now)
-        if not room:
-            return
-        left = sum(tokens for tokens in room.values() if tokens > 0)
-        chosen, passed_over = [], []
-        for program in sorted(self._held.values(), key=resume_order):
-            if program.name in self._draining:
-                continue
-            if demand_tokens(program) <= left:
-                left -= demand_tokens(program)
-                chosen.append(program)
+        taken = self._line.take(sum(tokens for tokens in room.values() if tokens > 0))
+        for program in sorted(taken, key=lambda p: (-p.expected_context_tokens, p.order)):
+            engine = max(room, key=lambda name: room[name])
+            # Who is with its tool is not let in by the decayed weights: it would be paused at once.
+            free = room[engine] if program.waiting else min(room[engine], self._free(engine))
+            if demand_tokens(program) <= free:
+                self._resume_on(orders, program, engine, room)
             else:
-                passed_over.append(program)
-        for program in sorted(chosen, key=lambda p: (-p.expected_context_tokens, p.order)):
-            self._place(orders, program, room, "resumed")
-        for program in passed_over:
-            waited_s = orders.now - min((c.arrived_s for c in program.calls.values()), default=orders.now)
-            self._place(orders, program, room, "resumed", force=waited_s >= MAX_WAIT_S)
+                self._line.hold(program)
+        for program in self._line.overdue(state, orders.now):
+            self._resume_on(orders, program, max(room, key=lambda name: room[name]), room)
+        for engine in [name for name, load in self._loads.engines.items() if not load.programs]:
+            first = self._line.first(0) or self._line.first(1)
+            if first is not None:
+                self._resume_on(orders, first, engine, room)
 
-    def _place(
-        self, orders: Orders, program: Program, room: dict[str, float], why: str, *, force: bool = False
-    ) -> None:
-        """Admit to the engine with most room if it has enough, is empty, or the wait was too long."""
-        engine = max(room, key=lambda name: room[name])
-        if not program.waiting and demand_tokens(program) > self._free(engine):
-            return  # it can wait with its tool; let in now, it would be paused again at once
-        if force or demand_tokens(program) <= room[engine] or not self._loads.engines[engine].programs:
-            reason = f"{why} where most room is: {room[engine]:,.0f} tokens"
-            self._admit(orders, program, engine, reason)
-            room[engine] -= demand_tokens(program)
+    def _resume_on(self, orders: Orders, program: Program, engine: str, room: dict[str, float]) -> None:
+        self._admit(orders, program, engine, f"resumed where most room is: {room[engine]:,.0f} tokens")
+        room[engine] -= demand_tokens(program)
 
     def _admit(self, orders: Orders, program: Program, engine: str, reason: str) -> None:
         orders.admit(program, engine, reason)
-        self._held.pop(program.name, None)
+        self._line.leave(program)
         self._loads.recount(program, orders.now)
 
     def _free(self, engine: str) -> int:
@@ -157,11 +224,12 @@ class ProgramGate:
 
     def _room(self, state: State, now: float) -> dict[str, float]:
         """Tokens to spare, by engine; what has been in its tool for long hardly counts."""
-        room = {name: float(load.capacity_tokens) for name, load in self._loads.engines.items()}
-        for program in state.programs.values():
-            if program.seat is not None:
-                room[program.seat] -= weighted_tokens(program, now)
-        for program in self._draining.values():
+        room = {}
+        for name, load in self._loads.engines.items():
+            room[name] = float(load.capacity_tokens)
+            for program in state.seated(name):
+                room[name] -= weighted_tokens(program, now)
+        for program in self._line.draining.values():
             if program.home is not None:
                 room[program.home] -= demand_tokens(program)
         return room
@@ -172,9 +240,7 @@ class ProgramGate:
             if over <= 0 or self._loads.engines[engine].programs == 1:
                 return
             orders.pause(program, f"contexts exceed the KV by {over:,} tokens, and it is the shortest")
-            self._held[program.name] = program
-            if in_engine(program):
-                self._draining[program.name] = program
+            self._line.hold(program)
             self._loads.recount(program, orders.now)
 
 
@@ -188,16 +254,15 @@ def demand_tokens(program: Program) -> int:
 
 
 def weighted_tokens(program: Program, now: float) -> float:
-    """Its demand, halved with every second that it has been away."""
+    """Its demand, halved with every half-life that it has been away."""
     if program.gap_since_s is None:
         return demand_tokens(program)
     return demand_tokens(program) * math.exp2((program.gap_since_s - now) / HALF_LIFE_S)
 
 
-def resume_order(program: Program) -> tuple[int, int, int]:
-    """Next call waits, then new, then away; the shortest first."""
-    group = 2 if not program.waiting else 1 if not program.calls_done else 0
-    return (group, program.expected_context_tokens, program.order)
+def group_of(program: Program) -> int:
+    """0: its next call waits; 1: new; 2: away."""
+    return 2 if not program.waiting else 1 if not program.calls_done else 0
 
 
 def pause_order(programs: Iterable[Program]) -> list[Program]:
