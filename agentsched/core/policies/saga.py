@@ -16,6 +16,7 @@ Source: the SAGA paper. Its parts, and how they are said in standing orders:
 * **Stealing.** Every 100 ms, an engine that has idled for 100 ms, or is loaded less than half as much
   as the most loaded one, takes a program from it if calls are queued there.
 * **Order.** Agent Fair Share (``fair_share.py``). Nobody is held back: SAGA has no gate.
+* Prefetch is left out: KV stays on the device here, so there is nothing to fetch back.
 
 Where the paper is silent, or standing orders say less than a system of one's own, the choice is the
 baseline's best: past its TTL KV stays as long as nobody needs the space; KV of a call that is queued
