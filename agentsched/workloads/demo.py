@@ -173,6 +173,11 @@ def set_up(plan: Plan, place: Path, console: Console) -> Ready:
         console.print(f"set-up: {text}", highlight=False)
 
     chosen = [tasks.load_task(name) for name in plan.tasks]
+    contexts = [round(task.final_context_chars / CHARS_PER_TOKEN) for task in _shares(plan.agents, chosen)]
+    if plan.kv_tokens is not None and plan.kv_tokens < max(contexts):
+        raise DemoError(
+            f"--kv-tokens {plan.kv_tokens} holds no whole agent: the longest grows to {max(contexts):,}"
+        )
     cache = tasks.cache_folder()
     say(f"sources of {', '.join(f'{task.package} {task.version}' for task in chosen)}")
     sdists = [tasks.fetch_sdist(task, cache) for task in chosen]
@@ -182,7 +187,6 @@ def set_up(plan: Plan, place: Path, console: Console) -> Ready:
     trees = {task.instance_id: place / "trees" / task.instance_id for task in chosen}
     for task, sdist in zip(chosen, sdists, strict=True):
         tasks.prepare_tree(task, sdist, trees[task.instance_id])
-    contexts = [round(task.final_context_chars / CHARS_PER_TOKEN) for task in _shares(plan.agents, chosen)]
     working_set = sum(contexts)
     kv_tokens = plan.kv_tokens or _capacity(contexts)
     say(

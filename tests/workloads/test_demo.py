@@ -81,6 +81,12 @@ def test_an_unwritable_folder_is_found_before_anything_starts(tmp_path: Path) ->
         demo.run_demo(Plan(out=tmp_path / "file" / "out"), Console(file=io.StringIO()))
 
 
+def test_kv_that_holds_no_agent_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    plan = Plan(out=tmp_path, agents=1, tasks=("python-dotenv-1.2.2-byte-order-mark",), kv_tokens=100)
+    with pytest.raises(DemoError, match="--kv-tokens 100 "):
+        demo.run_demo(plan, Console(file=io.StringIO()))
+
+
 def test_the_gate_holds_agents_until_it_opens(tmp_path: Path) -> None:
     gate = Gate(tmp_path / "gate")
     through = threading.Event()
