@@ -51,6 +51,8 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "minisweagent": ("agentsched.sdk", "agentsched.workloads"),
     "click": ("agentsched.cli", "agentsched.workloads.bench"),
     "rich": ("agentsched.cli", "agentsched.workloads"),
+    "scipy": ("agentsched.workloads.bounds", "agentsched.workloads.grid"),
+    "matplotlib": ("agentsched.workloads.grid",),
 }
 
 # What gives time, chance, threads, files or the network. The core has none of them.
@@ -216,7 +218,7 @@ def test_what_is_imported_is_declared() -> None:
     extras = project["optional-dependencies"]
     names = (
         re.match(r"[\w.-]+", requirement)
-        for requirement in project["dependencies"] + extras["engine"] + extras["demo"]
+        for requirement in project["dependencies"] + extras["engine"] + extras["demo"] + extras["bench"]
     )
     declared = {canonical(name.group()) for name in names if name}
     providers = packages_distributions()

@@ -8,9 +8,11 @@ Nothing in it decides anything. With one seed it is deterministic.
 from __future__ import annotations
 
 import heapq
-from collections import deque
+import time
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from random import Random
 from typing import Protocol, assert_never
 
@@ -92,7 +94,8 @@ class _Running:
 
 
 class Simulation:
-    """One run. ``entries`` is its log, as the daemon would have written it."""
+    """One run. ``entries`` is its log, as the daemon would have written it; ``decided_s`` the real
+    seconds that each ``handle`` of the core took."""
 
     def __init__(
         self,
@@ -102,17 +105,23 @@ class Simulation:
         conditions: Conditions | None = None,
         *,
         agents: Mapping[str, Script] | None = None,
+        then: Iterable[Script] = (),
+        log: Callable[[Entry], None] | None = None,
         progress: Callable[[float, int], None] | None = None,
     ) -> None:
-        """``agents``: scripts that tool calls start (``Turn.agents``), by name. ``progress`` is told
-        the virtual time and how many programs have ended, at each ending."""
+        """``agents``: scripts that tool calls start (``Turn.agents``), by name, looked up when one starts.
+        ``then`` follows on ``scripts`` in a closed loop, each taken when its place is free, so it may be
+        endless. ``log`` takes the entries instead of ``entries``. ``progress`` is told the virtual
+        time and how many programs have ended, at each ending."""
         self.entries: list[Entry] = []
+        self.decided_s = array("d")
         self.now = 0.0
         self.ended = 0
         self.conditions = conditions or Conditions()
         self._core = core
         self._engines = {engine.name: engine for engine in engines}
-        self._agents = agents or {}
+        self._agents = {} if agents is None else agents
+        self._log = self.entries.append if log is None else log
         self._progress = progress
         self._random = Random(self.conditions.seed)
         self._programs: dict[str, _Running] = {}
@@ -124,13 +133,13 @@ class Simulation:
         self._wakeup_s: float | None = None
         ordered = sorted(scripts, key=lambda script: (script.arrives_s, script.program))
         at_once = len(ordered) if self.conditions.concurrency is None else self.conditions.concurrency
-        self._later = deque(ordered[at_once:])
+        self._later = chain(ordered[at_once:], then)
         for script in ordered[:at_once]:
             self._at(script.arrives_s, lambda script=script: self._begin(script, None))  # type: ignore[misc]
 
     def run(self, *, until_s: float = float("inf")) -> list[Entry]:
         """Run until all programs have ended, or virtual time is up; the log entries of the run."""
-        if not self.entries:
+        if not self.decided_s:
             self._attach()
         while self._due and self._due[0][0] <= until_s:
             self.now, _, action = heapq.heappop(self._due)
@@ -164,10 +173,12 @@ class Simulation:
     # The core
 
     def _post(self, event: ev.AnyEvent) -> None:
+        begin_s = time.perf_counter()
         decided = self._core.handle(self.now, event)
-        self.entries.append(Entry(now=self.now, event=event))
+        self.decided_s.append(time.perf_counter() - begin_s)
+        self._log(Entry(now=self.now, event=event))
         for decision in decided:
-            self.entries.append(Entry(now=self.now, decision=decision))
+            self._log(Entry(now=self.now, decision=decision))
             self._carry_out(decision)
         wakeup_s = self._core.next_wakeup()
         if wakeup_s is not None and wakeup_s != self._wakeup_s:
@@ -338,9 +349,10 @@ class Simulation:
         self.ended += 1
         if self._progress is not None:
             self._progress(self.now, self.ended)
-        if self._later and self.conditions.concurrency is not None:
-            script = self._later.popleft()
-            self._at(max(self.now, script.arrives_s), lambda: self._begin(script, None))
+        if self.conditions.concurrency is not None:
+            script = next(self._later, None)
+            if script is not None:
+                self._at(script.arrives_s, lambda: self._begin(script, None))
 
     # Engines
 
@@ -385,34 +397,3 @@ class Simulation:
         program = self._owner.pop(output.call)
         self._post(output)
         self._end(program)
-
-
-def synthetic_scripts(
-    seed: int,
-    programs: int,
-    *,
-    calls: int = 11,
-    first_tokens: int = 2_000,
-    new_tokens: int = 400,
-    output_tokens: int = 60,
-    gap_s: float = 1.5,
-    spread: float = 0.8,
-    arrive_every_s: float = 0.0,
-) -> list[Script]:
-    """Coding-agent-like programs: log-normal gaps and growth about the given medians, seeded."""
-    random = Random(seed)
-    scripts = []
-    for number in range(programs):
-        turns = tuple(
-            Turn(
-                new_tokens=first_tokens
-                if index == 0
-                else max(1, int(random.lognormvariate(0, spread) * new_tokens)),
-                output_tokens=max(1, int(random.lognormvariate(0, 0.5) * output_tokens)),
-                gap_s=random.lognormvariate(0, spread) * gap_s,
-                tool="bash",
-            )
-            for index in range(max(1, round(random.gauss(calls, calls / 4))))
-        )
-        scripts.append(Script(f"p{number:04d}", number * arrive_every_s, turns))
-    return scripts

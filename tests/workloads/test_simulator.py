@@ -14,7 +14,8 @@ from agentsched.core.log import Entry
 from agentsched.engines.analytic import AnalyticEngine
 from agentsched.engines.cost import CostProfile
 from agentsched.engines.simulated import simulated
-from agentsched.workloads.simulator import Conditions, SimulatedEngine, Simulation, synthetic_scripts
+from agentsched.workloads.generate.synthetic import synthetic_scripts
+from agentsched.workloads.simulator import Conditions, SimulatedEngine, Simulation
 from agentsched.workloads.stepwise import StepwiseEngine
 
 PROFILE = CostProfile(
