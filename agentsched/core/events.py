@@ -126,12 +126,16 @@ class ProgramClosed(Event, frozen=True, kw_only=True):
 
 
 class EngineAttached(Event, frozen=True, kw_only=True):
-    """An engine connected (again): its limits. A full ``StepReport`` snapshot follows."""
+    """An engine connected (again): its limits. A full ``StepReport`` snapshot follows.
+
+    ``host_tokens_per_s``: how fast KV comes back from host memory, where there is a tier of it.
+    """
 
     engine: str
     capacity_tokens: int
     block_tokens: int
     host_capacity_tokens: int = 0
+    host_tokens_per_s: float = 0.0
     max_running: int = 64
 
 

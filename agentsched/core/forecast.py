@@ -11,29 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from agentsched.core.state import Program, State
-
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """One program: tokens it holds now, tokens each further call adds, calls it has left."""
+    """One program: tokens it holds now, not counting what it shares; tokens that each further call adds;
+    calls it has left."""
 
-    now_tokens: float
+    now_tokens: int
     growth_tokens: float
     calls_left: float
-
-
-def forecast(state: State, program: Program) -> Forecast:
-    """What the learned models expect of a program."""
-    tokens = program.expected_context_tokens
-    first = program.first_prompt_tokens or tokens
-    return Forecast(
-        now_tokens=tokens,
-        growth_tokens=state.contexts.growth_tokens_per_call(
-            calls_done=program.calls_done, tokens_now=tokens, first_prompt_tokens=first
-        ),
-        calls_left=state.contexts.expected_calls_left(program.calls_done),
-    )
 
 
 def predicted_peak(forecasts: Iterable[Forecast]) -> float:

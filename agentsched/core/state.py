@@ -19,11 +19,18 @@ House rules: nothing outside this file writes these fields; nothing in this file
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from agentsched.core import events as ev
 from agentsched.graphs.predict import ContextModel, GapModel
+
+UNKNOWN_PREFILL_TOKENS_PER_S = 1_000.0
+"""Cautious: KV is held rather longer before anything was measured."""
+
+FEW_PREFILLED_TOKENS = 256
+RATES_KEPT = 256
 
 
 class IllegalEvent(Exception):
@@ -85,6 +92,7 @@ class Program:
     calls_done: int = 0
     first_prompt_tokens: int = 0
     context_tokens: int = 0
+    shared_tokens: int = 0  # of its context, held for others before its first call
     gap_since_s: float | None = None
     tools: dict[str, str] = field(default_factory=dict)  # asked for or running: tool call -> gap key
     gap_key: str = ""  # what the gap is predicted by: the tool, and its command class once known
@@ -121,14 +129,21 @@ class EngineState:
     prefilled_tokens: int = 0
     recomputed_tokens: int = 0
     busy_s: float = 0.0
-    prefill_s: float = 0.0  # of reports in which anything was prefilled
+    host_tokens: int = 0
+    host_tokens_per_s: float = 0.0
+    prefill_rates: deque[float] = field(default_factory=lambda: deque(maxlen=RATES_KEPT))
+    prefill_tokens_per_s: float = UNKNOWN_PREFILL_TOKENS_PER_S
 
     @property
-    def prefill_tokens_per_s(self) -> float:
-        """Measured over the engine's life; a cautious 1,000 before anything was measured."""
-        if self.prefill_s <= 0 or not self.prefilled_tokens:
-            return 1_000.0
-        return self.prefilled_tokens / self.prefill_s
+    def restore_tokens_per_s(self) -> float:
+        """How fast KV that is gone from the device comes back: from host memory, else by prefill."""
+        return max(self.prefill_tokens_per_s, self.host_tokens_per_s if self.host_tokens else 0.0)
+
+    def observe_prefill(self, tokens: int, seconds: float) -> None:
+        """Learn the rate from one report. Steps decode too, so the best one comes closest to it."""
+        if tokens >= FEW_PREFILLED_TOKENS and seconds > 0:
+            self.prefill_rates.append(tokens / seconds)
+            self.prefill_tokens_per_s = max(self.prefill_rates)
 
 
 class State:
@@ -138,6 +153,8 @@ class State:
         self.programs: dict[str, Program] = {}
         self.calls: dict[str, Call] = {}
         self.engines: dict[str, EngineState] = {}
+        self.seats: dict[str, dict[str, Program]] = {}  # engine -> its foreground programs
+        self.queue: dict[str, Program] = {}  # programs with a call at the gateway and no seat
         self.gaps = GapModel()
         self.contexts = ContextModel()
         self.programs_seen = 0
@@ -163,7 +180,10 @@ class State:
                     name=event.engine,
                     capacity_tokens=event.capacity_tokens,
                     free_tokens=event.capacity_tokens,
+                    host_tokens=event.host_capacity_tokens,
+                    host_tokens_per_s=event.host_tokens_per_s,
                 )
+                self.seats.setdefault(event.engine, {})
             case ev.EngineLost():
                 self._lose(event)
             case ev.StepReport():
@@ -188,22 +208,25 @@ class State:
 
     def waiting(self) -> list[Program]:
         """Programs with a call at the gateway and no seat, in order of arrival."""
-        held = (p for p in self.programs.values() if not p.foreground and p.waiting)
-        return sorted(held, key=lambda p: p.order)
+        return sorted(self.queue.values(), key=lambda p: p.order)
 
     def seated(self, engine: str) -> list[Program]:
         """The engine's foreground programs, in order of arrival."""
-        return sorted((p for p in self.programs.values() if p.seat == engine), key=lambda p: p.order)
+        return sorted(self.seats.get(engine, {}).values(), key=lambda p: p.order)
 
     def seat(self, program: Program, engine: str) -> None:
         """The program becomes foreground: its waiting calls go to the engine."""
         program.seat = program.home = engine
+        self.seats[engine][program.name] = program
+        self.queue.pop(program.name, None)
         for call in program.calls.values():
             if call.phase is Phase.WAITING:
                 call.phase = Phase.SENT
 
     def unseat(self, program: Program) -> None:
         """The program is paused: calls in the engine go on, the next ones wait."""
+        if program.seat is not None:
+            del self.seats[program.seat][program.name]
         program.seat = None
 
     def _open(self, now: float, event: ev.ProgramOpened) -> Program:
@@ -226,6 +249,8 @@ class State:
         call = Call(event.call, event.program, now, event.prompt_tokens, event.max_output_tokens)
         if program.foreground:
             call.phase = Phase.SENT
+        else:
+            self.queue[program.name] = program
         program.calls[event.call] = self.calls[event.call] = call
         program.first_prompt_tokens = program.first_prompt_tokens or event.prompt_tokens
         return program
@@ -239,16 +264,26 @@ class State:
         if (call.phase, type(event)) not in TRANSITIONS:
             raise IllegalEvent(f"{type(event).__name__} of call {event.call!r} in phase {call.phase.name}")
         phase = TRANSITIONS[call.phase, type(event)]
+        program = self.programs[call.program]
         if isinstance(event, ev.CallStarted):
             call.started_s = now
-        program = self.programs[call.program]
+            if not program.calls_done:
+                program.shared_tokens = event.cached_tokens
         if phase is not None:
             call.phase = phase
             return program
         del self.calls[event.call], program.calls[event.call]
+        if not program.waiting:
+            self.queue.pop(program.name, None)
         if isinstance(event, ev.CallFinished):
             program.calls_done += 1
             program.context_tokens = event.prompt_tokens + event.output_tokens
+            self.contexts.observe_call(
+                program.name,
+                calls_done=program.calls_done,
+                tokens_now=program.context_tokens,
+                first_prompt_tokens=program.first_prompt_tokens,
+            )
             program.tools.update({ref.tool_call: ref.tool for ref in event.tool_calls})
             program.gap_key = event.tool_calls[0].tool if event.tool_calls else ""
         if program.in_gap:
@@ -278,13 +313,15 @@ class State:
                 calls=program.calls_done,
                 first_prompt_tokens=program.first_prompt_tokens,
                 final_tokens=program.context_tokens,
+                program=program.name,
             )
         del self.programs[event.program]
+        self.unseat(program)
         return program
 
     def _lose(self, event: ev.EngineLost) -> None:
         self.engine(event.engine)
-        del self.engines[event.engine]
+        del self.engines[event.engine], self.seats[event.engine]
         for program in self.programs.values():
             if program.home == event.engine:
                 program.home, program.held_tokens = None, 0
@@ -292,6 +329,8 @@ class State:
                 program.seat = None
                 for call in program.calls.values():
                     call.phase = TRANSITIONS[call.phase, ev.EngineLost] or call.phase
+                if program.calls:
+                    self.queue[program.name] = program
 
     def _report(self, event: ev.StepReport) -> None:
         engine = self.engine(event.engine)
@@ -299,8 +338,7 @@ class State:
         engine.prefilled_tokens += event.prefilled_tokens
         engine.recomputed_tokens += event.recomputed_tokens
         engine.busy_s += event.step_s
-        if event.prefilled_tokens:
-            engine.prefill_s += event.step_s
+        engine.observe_prefill(event.prefilled_tokens, event.step_s)
         if event.snapshot:
             for program in self.programs.values():
                 if program.home == event.engine:
@@ -313,8 +351,12 @@ class State:
         """Every call belongs to a program and the other way round; seats are of attached engines."""
         owned = {name for program in self.programs.values() for name in program.calls}
         assert owned == set(self.calls), "calls and programs disagree"
+        seated = {name: engine for engine, seats in self.seats.items() for name in seats}
+        assert seated == {p.name: p.seat for p in self.programs.values() if p.foreground}, "seats disagree"
         for program in self.programs.values():
             assert program.seat is None or program.seat in self.engines, f"{program.name}: seat is gone"
+            queued = not program.foreground and program.waiting
+            assert (self.queue.get(program.name) is program) is queued, f"{program.name}: queue is wrong"
             waiting = [call.name for call in program.calls.values() if call.phase is Phase.WAITING]
             assert not (program.foreground and waiting), f"{program.name}: seated, yet {waiting} wait"
             assert (program.gap_since_s is None) or program.in_gap, f"{program.name}: gap with live calls"

@@ -89,13 +89,17 @@ class RunCache:
         """The nodes of a context of full blocks; makes those that are new."""
         node, nodes, blocks = self._root, [], []
         tokens = start = 0
-        for key, count in pieces:
+        above = ""
+        for number, (key, count) in enumerate(pieces, 1):
             tokens += count
             end = tokens // self.block_tokens
-            child = node.children.get(key)
+            if end == start and number < len(pieces):
+                above += f"{key}|"  # it fills no block of its own, but tells the next one's apart
+                continue
+            child = node.children.get(above + key)
             if child is None:
-                child = node.children[key] = Node(node, start)
-            node = child
+                child = node.children[above + key] = Node(node, start)
+            node, above = child, ""
             nodes.append(node)
             blocks.append(end - start)
             start = end

@@ -44,6 +44,10 @@ however short the question that they began with."""
 PRIOR_RATIOS = (0.05, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.6, 2.1, 3.0)
 """Real over predicted growth before it was measured: as wide as it was on recorded coding sessions."""
 
+PRIOR_WEIGHT_CALLS = 50.0
+"""Calls that the prior growth is worth: those seen first are programs' first ones, which look around and
+add little, so they say less than their number."""
+
 OWN_WEIGHT_CALLS = 4.0
 """How many of a program's own calls the growth of others is worth."""
 
@@ -123,12 +127,12 @@ class Growth:
             del self._classes[next(iter(self._classes))]
         self._classes[size] = (old[0] + tokens, old[1] + calls)
 
-    def tokens_per_call(self, size: int) -> float | None:
-        """None before the first call."""
-        if not self._pooled[1]:
-            return None
+    def tokens_per_call(self, size: int, prior: float) -> float:
+        """Of programs that began alike; where little is known, of all, and at first ``prior``."""
         calls = POOLED_WEIGHT_CALLS * self._weight
-        tokens = calls * self._pooled[0] / self._pooled[1]
+        prior_calls = PRIOR_WEIGHT_CALLS * self._weight
+        pooled = (self._pooled[0] + prior_calls * prior) / (self._pooled[1] + prior_calls)
+        tokens = calls * pooled
         for away, weight in KERNEL:
             sums = self._classes.get(size + away)
             if sums is not None:
@@ -221,9 +225,8 @@ class ContextModel:
         amount("calls_done", calls_done)
         amount("tokens_now", tokens_now)
         amount("first_prompt_tokens", first_prompt_tokens)
-        others = self._growth.tokens_per_call(_size(first_prompt_tokens))
-        if others is None:
-            others = max(PRIOR_GROWTH_SHARE * first_prompt_tokens, PRIOR_GROWTH_TOKENS)
+        prior = max(PRIOR_GROWTH_SHARE * first_prompt_tokens, PRIOR_GROWTH_TOKENS)
+        others = self._growth.tokens_per_call(_size(first_prompt_tokens), prior)
         own = max(0, tokens_now - first_prompt_tokens) if calls_done else 0
         return (own + OWN_WEIGHT_CALLS * others) / (calls_done + OWN_WEIGHT_CALLS)
 

@@ -99,7 +99,7 @@ def test_learned_programs_replace_the_prior() -> None:
     assert model.calls_left_samples(4, 1000)[:-1] == [6.0] * 31
     assert model.growth_tokens_per_call(
         calls_done=0, tokens_now=1000, first_prompt_tokens=1000
-    ) == pytest.approx(500)
+    ) == pytest.approx(500, rel=0.03)
     final = model.expected_final_tokens(calls_done=4, tokens_now=3000, first_prompt_tokens=1000)
     assert final == pytest.approx(6000, rel=0.05)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from agentsched.core.policies.agentsched import agentsched
+from agentsched.core.foresight import Oracle
+from agentsched.core.policies.agentsched import agentsched, clairvoyant
 from agentsched.core.policies.continuum import continuum
 from agentsched.core.policies.fcfs_lru import fcfs_lru
 from agentsched.core.policies.parts import Policy
@@ -25,8 +26,11 @@ _POLICIES: dict[str, Callable[[], Policy]] = {
 POLICY_NAMES = tuple(_POLICIES)
 
 
-def make_policy(name: str) -> Policy:
-    """A new policy with nothing learned yet. Raises ValueError listing the names."""
+def make_policy(name: str, oracle: Oracle | None = None) -> Policy:
+    """A new policy with nothing learned yet. ``clairvoyant`` is one more name where there is an oracle,
+    which only a simulation has. Raises ValueError listing the names."""
+    if name == "clairvoyant" and oracle is not None:
+        return clairvoyant(oracle)
     try:
         return _POLICIES[name]()
     except KeyError:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from agentsched.core.foresight import Foresight, Known, Learned, Oracle
 from agentsched.core.policies.fcfs_lru import Affinity
 from agentsched.core.policies.gap_index import GapIndex
 from agentsched.core.policies.parts import Policy, RankKey
-from agentsched.core.policies.peak import Overcommit, PeakAdmission
+from agentsched.core.policies.seats import Seats
 from agentsched.core.state import Program, State
 
 
@@ -18,13 +19,21 @@ class ByArrival:
 
 def agentsched() -> Policy:
     """A new ``agentsched`` policy."""
-    placement = Affinity()
-    overcommit = Overcommit()
+    return _policy("agentsched", Learned())
+
+
+def clairvoyant(oracle: Oracle) -> Policy:
+    """The same, knowing every program's future: the yardstick of what prediction could gain."""
+    return _policy("clairvoyant", Known(oracle))
+
+
+def _policy(name: str, foresight: Foresight) -> Policy:
+    seats = Seats(foresight)
     return Policy(
-        name="agentsched",
-        admission=PeakAdmission(placement, overcommit),
+        name=name,
+        admission=seats,
         rank=ByArrival(),
-        retention=GapIndex(),
-        placement=placement,
-        learners=(overcommit,),
+        retention=GapIndex(foresight),
+        placement=Affinity(),
+        learners=(seats,),
     )

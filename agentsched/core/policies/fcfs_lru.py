@@ -18,6 +18,8 @@ class AdmitAll:
         self._placement = placement
 
     def review(self, state: State, orders: Orders) -> None:
+        if not state.queue:
+            return
         for program in state.waiting():
             for engine in self._placement.candidates(state, program)[:1]:
                 orders.admit(program, engine, "no gate: every program is let in")
@@ -30,11 +32,8 @@ class Affinity:
     """The engine that computed the program last, else the one with the fewest programs."""
 
     def candidates(self, state: State, program: Program) -> list[str]:
-        load = dict.fromkeys(state.engines, 0)
-        for other in state.programs.values():
-            if other.seat is not None:
-                load[other.seat] += 1
-        return sorted(load, key=lambda name: (name != program.home, load[name], name))
+        seats = state.seats
+        return sorted(seats, key=lambda name: (name != program.home, len(seats[name]), name))
 
 
 class EngineOrder:
