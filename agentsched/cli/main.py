@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": "Run real agents with a baseline policy and with ours, and compare.",
     "serve": "Serve an OpenAI-compatible API that schedules agent programs.",
     "run": "Run one command in a sandbox of its own.",
+    "simulate": "Play traces of agents through policies, in virtual time.",
     "trace": "Make a trace for the simulator from a daemon's event log.",
     "graph": "Export or draw what programs did, or tend to do, from an event log.",
     "doctor": "Print what this machine offers, and what is lost without the rest.",
@@ -36,6 +37,8 @@ EXTRAS = {
     "transformers": "engine",
     "minisweagent": "demo",
     "plotly": "demo",
+    "matplotlib": "bench",
+    "scipy": "bench",
 }
 
 # \b keeps click from rewrapping the paragraph that follows
@@ -45,6 +48,7 @@ Examples:
   agentsched demo
   agentsched serve
   agentsched run -- pytest -q
+  agentsched simulate gen:saga-swe --kv-tokens 450000 --concurrency 16
 
 'agentsched COMMAND --help' tells more.
 """

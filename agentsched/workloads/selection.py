@@ -7,8 +7,9 @@ with the program, while all other pieces stay shared between copies.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import count, islice
 
 from agentsched.workloads.scripts import Piece, Script, Turn
 from agentsched.workloads.sessions import TraceError
@@ -53,21 +54,24 @@ def human_paced(scripts: Sequence[Script]) -> list[Script]:
     return select(scripts, fits)
 
 
-def draw(scripts: Sequence[Script], count: int, seed: int) -> list[Script]:
-    """``count`` root programs drawn with replacement, each with copies of its sub-agents.
+def drawing(scripts: Sequence[Script], seed: int) -> Iterator[list[Script]]:
+    """Root programs drawn with replacement, without end, each first among copies of its sub-agents.
 
-    The n-th is named ``p<n>-<program>``; a longer draw with the same seed begins with the shorter one.
+    The n-th is named ``p<n>-<program>``.
     """
     choices, by_name = roots(scripts), {script.program: script for script in scripts}
     if not choices:
         raise TraceError("there is no program to draw from; every session was left out")
     rng = random.Random(seed)
-    drawn = []
-    for number in range(count):
+    for number in count():
         members = family(rng.choice(choices), by_name)
         names = {member.program: f"p{number:05d}-{member.program}" for member in members}
-        drawn += [_renamed(member, names) for member in members]
-    return drawn
+        yield [_renamed(member, names) for member in members]
+
+
+def draw(scripts: Sequence[Script], programs: int, seed: int) -> list[Script]:
+    """The first ``programs`` root programs of ``drawing``, with their sub-agents."""
+    return [member for members in islice(drawing(scripts, seed), programs) for member in members]
 
 
 def _renamed(script: Script, names: dict[str, str]) -> Script:

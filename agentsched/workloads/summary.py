@@ -17,6 +17,29 @@ Definitions, the same for every policy and engine:
 * ``kv_used`` and ``kv_useful``: mean share of KV that is not free, and that is held for programs with
   calls to come, over the run.
 
+Measured in simulations only, else None:
+
+* ``slowdown_mean``: mean over programs of the slowdown, ``alone`` on an idle engine that holds the
+  program's shared prefix.
+* ``steady_tasks_per_hour``: ends between the ramp and the last start, over that time. The ramp is over when
+  as many programs have ended as live at once, or a quarter of all; what comes after the last start drains.
+* ``useful_tokens_per_s``: tokens computed for the first time (prompt tokens neither cached nor recomputed,
+  and outputs) of calls that ended well, over the run.
+* ``kv_idle``: mean share of KV held by programs none of whose calls is being computed. A shared prefix
+  counts for nobody.
+* ``slo_attainment``, by tenant: of the programs with a deadline, the share that ended within it. One that
+  had not ended counts as late if its deadline passed before the run's end.
+* ``fairness_deviation``: with S_i the KV token-seconds held by tenant i while every tenant had programs
+  alive, and w_i its weight: the largest |S_i / sum(S) - w_i / sum(w)|. None unless there are several.
+* ``imbalance``: the busiest engine's seconds of computing over their mean. ``moves``: admissions to
+  another engine than the program's last one.
+* ``rejected_calls``: calls turned away for now. ``preempted_calls``: begun, and put back by their engine.
+* ``decision_us``: median real time of one ``handle`` of the core, microseconds.
+* ``span_s``: virtual time from the first arrival to the end of the run.
+* ``recompute_bound_tokens``: the least that any retention recomputes for these calls at these times;
+  ``packing_tasks_per_hour``: the packing bound (``uncontended.Yardstick``), for all engines; and the shares
+  that the run reached (``recompute_over_bound`` is None where the bound is 0).
+
 Seconds, tokens and bytes. Percentiles interpolate linearly between samples.
 """
 
@@ -35,6 +58,8 @@ from agentsched.graphs.aeg import Aeg
 from agentsched.workloads.timeline import Timeline, read_timeline
 
 Host = dict[str, str | int | float]
+Conditions = dict[str, str | int | float | bool | None]
+"""The options of a simulation, by name."""
 
 
 class SummaryError(ValueError):
@@ -83,6 +108,23 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     capacity_tokens: int
     round: int
     host: Host
+    conditions: Conditions | None = None
+    slowdown_mean: float | None = None
+    steady_tasks_per_hour: float | None = None
+    useful_tokens_per_s: float | None = None
+    kv_idle: float | None = None
+    slo_attainment: dict[str, float] | None = None
+    fairness_deviation: float | None = None
+    imbalance: float | None = None
+    moves: int | None = None
+    rejected_calls: int | None = None
+    preempted_calls: int | None = None
+    decision_us: float | None = None
+    span_s: float | None = None
+    recompute_bound_tokens: int | None = None
+    recompute_over_bound: float | None = None
+    packing_tasks_per_hour: float | None = None
+    packing_share: float | None = None
 
 
 def describe_host() -> Host:
@@ -152,8 +194,8 @@ def summarise_timeline(
     return Summary(
         policy=policy,
         programs=len(times),
-        tct_s=_tct_statistics(list(times.values())),
-        post_tool_ttft_s=_ttft_statistics(post_tool_ttfts(timeline)),
+        tct_s=tct_statistics(list(times.values())),
+        post_tool_ttft_s=ttft_statistics(post_tool_ttfts(timeline)),
         recomputed_tokens=sum(call.recomputed_tokens for call in calls),
         context_tokens=sum(final_context(aeg) for aeg in finished),
         tasks_per_hour=3600.0 * len(times) / span_s if span_s > 0 else 0.0,
@@ -228,7 +270,8 @@ def _recomputing_s(aeg: Aeg) -> float:
     return total
 
 
-def _tct_statistics(samples: list[float]) -> TctStatistics:
+def tct_statistics(samples: list[float]) -> TctStatistics:
+    """Of at least one sample."""
     return TctStatistics(
         mean=fmean(samples),
         p50=percentile(samples, 50),
@@ -237,7 +280,8 @@ def _tct_statistics(samples: list[float]) -> TctStatistics:
     )
 
 
-def _ttft_statistics(samples: list[float]) -> TtftStatistics | None:
+def ttft_statistics(samples: list[float]) -> TtftStatistics | None:
+    """None if there are no samples."""
     if not samples:
         return None
     return TtftStatistics(
