@@ -23,7 +23,7 @@ COMMANDS = {
     "run": "Run one command in a sandbox of its own.",
     "simulate": "Play traces of agents through policies, in virtual time.",
     "trace": "Make a trace for the simulator from a daemon's event log.",
-    "graph": "Export or draw what programs did, or tend to do, from an event log.",
+    "graph": "Export or draw what programs did, or tend to do, from a log.",
     "doctor": "Print what this machine offers, and what is lost without the rest.",
     "cleanup": "Remove what a killed run left behind.",
 }
