@@ -10,11 +10,11 @@ from __future__ import annotations
 import heapq
 import time
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from random import Random
-from typing import Protocol, assert_never
+from typing import assert_never
 
 from agentsched.core import events as ev
 from agentsched.core.core import Core
@@ -22,37 +22,8 @@ from agentsched.core.decisions import Admit, AnyDecision, EngineOrder, Migrate, 
 from agentsched.core.log import Entry
 from agentsched.engines.analytic import Output
 from agentsched.workloads.scripts import Script, Turn
-
-
-class SimulatedEngine(Protocol):
-    """An engine in virtual time. ``next_s``: when it wants ``advance`` to be called; None: never."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def capacity_tokens(self) -> int: ...
-    @property
-    def block_tokens(self) -> int: ...
-    @property
-    def host_tokens(self) -> int: ...
-    @property
-    def max_running(self) -> int: ...
-    @property
-    def next_s(self) -> float | None: ...
-    def submit(
-        self,
-        call: str,
-        program: str,
-        pieces: Sequence[tuple[str, int]],
-        prompt_tokens: int,
-        output_tokens: int,
-        now: float,
-    ) -> None: ...
-    def order(self, order: EngineOrder, now: float) -> None: ...
-    def forget(self, program: str) -> None: ...
-    def advance(self, now: float) -> list[Output]: ...
-    def report(self, now: float, *, snapshot: bool = False) -> ev.StepReport: ...
-    def check_invariants(self) -> None: ...
+from agentsched.workloads.simulated_engine import SimulatedEngine as SimulatedEngine
+from agentsched.workloads.tool_host import Gaps, ToolHost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +31,15 @@ class Conditions:
     """What the run has to bear. ``concurrency`` caps how many programs are alive at once (closed loop:
     the next begins when one ends); without it programs arrive at their own times (open loop).
     ``control_delay_s`` holds up orders to engines and their reports; ``lost_orders`` is the share of
-    orders that never arrive. ``report_every_s`` is the engines' interval of reports."""
+    orders that never arrive. ``report_every_s`` is the engines' interval of reports. ``tool_cores`` and
+    ``tool_memory_bytes`` limit the one host on which all programs' tools run; None: without limit."""
 
     concurrency: int | None = None
     control_delay_s: float = 0.0
     lost_orders: float = 0.0
     report_every_s: float = 0.5
+    tool_cores: float | None = None
+    tool_memory_bytes: int | None = None
     seed: int = 0
     check: bool = False
 
@@ -95,7 +69,7 @@ class _Running:
 
 class Simulation:
     """One run. ``entries`` is its log, as the daemon would have written it; ``decided_s`` the real
-    seconds that each ``handle`` of the core took."""
+    seconds that each ``handle`` of the core took, ``tool_host`` the tools' host if it has limits."""
 
     def __init__(
         self,
@@ -118,6 +92,10 @@ class Simulation:
         self.now = 0.0
         self.ended = 0
         self.conditions = conditions or Conditions()
+        cores, memory_bytes = self.conditions.tool_cores, self.conditions.tool_memory_bytes
+        limited = cores is not None or memory_bytes is not None
+        self.tool_host = ToolHost(cores=cores, memory_bytes=memory_bytes) if limited else None
+        self._gaps = Gaps(self._at, self.tool_host)
         self._core = core
         self._engines = {engine.name: engine for engine in engines}
         self._agents = {} if agents is None else agents
@@ -163,6 +141,8 @@ class Simulation:
 
     def _check(self) -> None:
         self._core.check_invariants()
+        if self.tool_host is not None:
+            self.tool_host.check_invariants()
         for engine in self._engines.values():
             engine.check_invariants()
 
@@ -328,7 +308,7 @@ class Simulation:
         program.agents_left, program.gap_over = len(agents), False
         for script in agents:
             self._at(self.now, lambda script=script: self._begin(script, program))  # type: ignore[misc]
-        self._at(self.now + turn.gap_s, lambda: self._gap_over(program))
+        self._gaps.begin(program.script.program, turn, self.now, lambda: self._gap_over(program))
 
     def _gap_over(self, program: _Running) -> None:
         program.gap_over = True

@@ -1,0 +1,133 @@
+"""The simulated tool host: cores are shared, memory is limited, and neither is invented."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentsched.workloads.tool_host import ToolHost
+
+Call = tuple[float, float, float, int]
+"""When it starts, its time, its CPU time and its memory."""
+
+
+def times_of(host: ToolHost, calls: Sequence[Call]) -> dict[str, tuple[float, float]]:
+    """Start and end of each call, by its number, when they start at their times."""
+    ends: dict[str, float] = {}
+
+    def until(now: float) -> None:
+        while host.next_s is not None and host.next_s <= now:
+            at_s = host.next_s
+            for name in host.advance(at_s):
+                assert name not in ends
+                ends[name] = at_s
+            host.check_invariants()
+
+    order = sorted(range(len(calls)), key=lambda number: calls[number][0])
+    for number in order:
+        start_s, gap_s, cpu_s, memory = calls[number]
+        until(start_s)
+        host.start(str(number), gap_s=gap_s, cpu_s=cpu_s, memory_bytes=memory, now=start_s)
+        host.check_invariants()
+    until(float("inf"))
+    assert host.running == 0
+    return {str(number): (calls[number][0], ends[str(number)]) for number in order}
+
+
+def took_s(host: ToolHost, calls: Sequence[Call]) -> list[float]:
+    times = times_of(host, calls)
+    return [times[str(n)][1] - times[str(n)][0] for n in range(len(calls))]
+
+
+@pytest.mark.parametrize("cpu_s", [0.0, 1.0, 3.0, 5.5])
+def test_a_call_alone_takes_its_time(cpu_s: float) -> None:
+    [took] = took_s(ToolHost(cores=2, memory_bytes=100), [(7.0, 3.0, cpu_s, 100)])
+    assert took == pytest.approx(3.0)
+
+
+def test_more_threads_than_cores_take_longer_even_alone() -> None:
+    assert took_s(ToolHost(cores=2), [(0.0, 3.0, 12.0, 0)]) == pytest.approx([6.0])
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_equal_calls_share_one_core(count: int) -> None:
+    assert took_s(ToolHost(cores=1), [(0.0, 2.0, 2.0, 0)] * count) == pytest.approx([2.0 * count] * count)
+
+
+def test_cores_are_shared_as_calls_come_and_go() -> None:
+    # 0 to 2 the first alone; then half each: the second ends at 6 with 2 done, the first has 4 of 5 then.
+    assert took_s(ToolHost(cores=1), [(0.0, 5.0, 5.0, 0), (2.0, 2.0, 2.0, 0)]) == pytest.approx([7.0, 4.0])
+
+
+def test_waiting_takes_no_core() -> None:
+    calls = [(0.0, 10.0, 1.0, 0), (0.0, 10.0, 1.0, 0), (5.0, 2.0, 2.0, 0)]
+    assert took_s(ToolHost(cores=1), calls) == pytest.approx([11.0, 11.0, 2.0])
+
+
+def test_the_youngest_is_killed_and_starts_again_until_there_is_room() -> None:
+    host = ToolHost(memory_bytes=100)
+    # The first holds 60 until 10. The second runs from 1, 4, 8 and 14 on, after pauses of 1, 2 and 4.
+    calls = [(0.0, 10.0, 0.0, 60), (1.0, 2.0, 0.0, 50), (1.0, 2.0, 0.0, 40)]
+    assert took_s(host, calls) == pytest.approx([10.0, 15.0, 2.0])
+    assert (host.usage.over_memory, host.usage.oom_kills) == (1, 3)
+    assert host.usage.delay_s == pytest.approx(13.0)
+    assert (host.usage.ended, host.usage.peak_memory_bytes) == (3, 100)
+
+
+def test_what_never_fits_fails_once() -> None:
+    host = ToolHost(memory_bytes=100)
+    assert took_s(host, [(0.0, 4.0, 0.0, 101)]) == pytest.approx([4.0])
+    assert (host.usage.oom_kills, host.usage.ended) == (1, 1)
+
+
+def test_a_host_without_limits_delays_nobody() -> None:
+    calls = [(0.1 * number, 1.0 + number, number * 0.9, 10**12) for number in range(20)]
+    assert took_s(ToolHost(), calls) == pytest.approx([1.0 + number for number in range(20)])
+
+
+@pytest.mark.parametrize(
+    ("limits", "name"),
+    [({"cores": 0.0}, "cores"), ({"cores": float("nan")}, "cores"), ({"memory_bytes": 0}, "memory")],
+)
+def test_limits_are_checked(limits: dict[str, float], name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        ToolHost(**limits)  # type: ignore[arg-type]
+
+
+amounts = st.integers(0, 40).map(lambda number: number / 4)
+schedules = st.lists(st.tuples(amounts, amounts, amounts, st.integers(0, 120)), min_size=1, max_size=12)
+
+
+@given(schedules, st.sampled_from([0.5, 1.0, 2.0, 3.5]), st.sampled_from([100, 10**9]))
+def test_no_more_is_given_than_there_is(calls: list[Call], cores: float, memory: int) -> None:
+    host = ToolHost(cores=cores, memory_bytes=memory)
+    times = times_of(host, calls)
+    work = {str(n): cpu_s if gap_s else 0.0 for n, (_, gap_s, cpu_s, _) in enumerate(calls)}
+    for (begin_s, _), (_, end_s) in product(times.values(), times.values()):
+        inside = [n for n, (start, end) in times.items() if start >= begin_s and end <= end_s]
+        # Windows that hold nobody may be empty or end before they begin.
+        if inside:
+            assert sum(work[n] for n in inside) <= cores * (end_s - begin_s) + 1e-6
+    for number, (start_s, end_s) in times.items():
+        assert end_s - start_s >= calls[int(number)][1] - 1e-9, "nobody is faster than alone"
+    assert host.usage.cpu_s >= sum(work.values()) - 1e-6
+    assert (host.usage.oom_kills == 0) == (host.usage.over_memory == 0)
+    assert host.usage.ended == len(calls)
+
+
+@given(schedules)
+def test_it_is_work_conserving(calls: list[Call]) -> None:
+    """CPU-bound calls that start together end when all their work is done, not later."""
+    together = [(0.0, max(gap_s, 0.25), max(gap_s, 0.25), 0) for _, gap_s, _, _ in calls]
+    last_s = max(end_s for _, end_s in times_of(ToolHost(cores=1), together).values())
+    assert last_s == pytest.approx(sum(gap_s for _, gap_s, _, _ in together))
+
+
+@given(schedules)
+def test_the_same_calls_end_at_the_same_times(calls: list[Call]) -> None:
+    first, second = (times_of(ToolHost(cores=1.5, memory_bytes=150), calls) for _ in range(2))
+    assert first == second
