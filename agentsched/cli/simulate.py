@@ -15,6 +15,7 @@ import click
 import msgspec
 
 from agentsched import __version__
+from agentsched.core import POLICY_NAMES
 from agentsched.core.log import Entry, Header, encode
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ docs/simulate.md tells what is simulated and what the figures mean.
     metavar="NAME[,NAME]",
     default="fcfs-lru,agentsched",
     show_default=True,
-    help="Policies to play, one after another, on the same programs.",
+    help=f"Policies to play, on the same programs, of {', '.join(POLICY_NAMES)}.",
 )
 @click.option(
     "--profile",
