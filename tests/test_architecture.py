@@ -51,7 +51,7 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "minisweagent": ("agentsched.sdk", "agentsched.workloads"),
     "click": ("agentsched.cli", "agentsched.workloads.bench"),
     "rich": ("agentsched.cli", "agentsched.workloads"),
-    "scipy": ("agentsched.workloads.bounds", "agentsched.workloads.grid"),
+    "scipy": ("agentsched.workloads.bounds", "agentsched.workloads.fit", "agentsched.workloads.grid"),
     "matplotlib": ("agentsched.workloads.grid",),
 }
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "run": "Run one command in a sandbox of its own.",
     "simulate": "Play traces of agents through policies, in virtual time.",
     "trace": "Make a trace for the simulator from a daemon's event log.",
+    "fit": "Fit a cost profile for the simulator by measuring an engine.",
     "graph": "Export or draw what programs did, or tend to do, from a log.",
     "doctor": "Print what this machine offers, and what is lost without the rest.",
     "cleanup": "Remove what a killed run left behind.",
@@ -92,8 +93,8 @@ def missing_package(error: ModuleNotFoundError, args: Sequence[str]) -> str | No
         return "this needs bcc: install the package python3-bpfcc of Debian or Ubuntu (not from PyPI)"
     if package not in EXTRAS:
         return None
-    # the extra "demo" brings "engine" as well: naming the smaller one would take two attempts
-    extra = "demo" if "demo" in args[:1] else EXTRAS[package]
+    # the extras "demo" and "bench" bring "engine" as well: naming the smaller one would take two attempts
+    extra = {"demo": "demo", "fit": "bench"}.get(args[0] if args else "", EXTRAS[package])
     return f"this needs the package '{package}': pip install 'agentsched[{extra}]'"
 
 
