@@ -55,7 +55,7 @@ def fit(engine: str, model: Path | None, preset: str, rounds: int, out: Path) ->
     finds what a step, a prefilled token, a decoding row and their contexts cost. Prints how far the
     profile is off for each kind of step, beside the noise of the machine: an error near the noise is as
     good as can be measured here. 'both', steps that prefill and decode at once, is not used for the fit:
-    it shows what the fit is worth. Takes about a minute and a half with the model 'demo'.
+    it shows what the fit is worth. Takes about a minute with the model 'demo'.
 
     \b
     Example:
@@ -63,7 +63,7 @@ def fit(engine: str, model: Path | None, preset: str, rounds: int, out: Path) ->
       agentsched simulate TRACE --profile here.json
     """
     if not out.parent.is_dir():
-        # said before the measurement, not a minute and a half after
+        # said before the measurement, not a minute after
         raise click.BadParameter(f"there is no folder {out.parent}", param_hint="--out")
     # torch takes seconds to import: not before the options are known to be right
     from agentsched.engines.embedded.preset import ensure_model

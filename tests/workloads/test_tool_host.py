@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentsched.workloads.tool_host import ToolHost
+from agentsched.core import Core, make_policy
+from agentsched.core import events as ev
+from agentsched.core.log import Entry
+from agentsched.engines.analytic import AnalyticEngine
+from agentsched.engines.cost import PROFILES
+from agentsched.workloads.scripts import Script, Turn
+from agentsched.workloads.simulator import Conditions, Simulation
+from agentsched.workloads.tool_host import HostUsage, ToolHost
 
 Call = tuple[float, float, float, int]
 """When it starts, its time, its CPU time and its memory."""
@@ -131,3 +138,80 @@ def test_it_is_work_conserving(calls: list[Call]) -> None:
 def test_the_same_calls_end_at_the_same_times(calls: list[Call]) -> None:
     first, second = (times_of(ToolHost(cores=1.5, memory_bytes=150), calls) for _ in range(2))
     assert first == second
+
+
+# In the simulator
+
+MIB = 2**20
+
+
+def simulated(
+    *, programs: int = 8, agents: tuple[str, ...] = (), **limits: float | int
+) -> tuple[list[Entry], HostUsage | None]:
+    """Programs of three calls; the tools between them compute for 4 of their 5 s and hold 100 MiB."""
+    tool = Turn(20, 5, 5.0, tool="bash", cpu_s=4.0, memory_bytes=100 * MIB, agents=agents)
+    scripts = [
+        Script(f"p{number}", 0.1 * number, (tool, tool, Turn(20, 5, 0.0))) for number in range(programs)
+    ]
+    helpers = {name: Script(name, 0.0, (Turn(20, 5, 0.0),)) for name in agents}
+    engine = AnalyticEngine(PROFILES["llama-3.1-8b-h100"], 100_000)
+    conditions = Conditions(check=True, **limits)  # type: ignore[arg-type]
+    simulation = Simulation(Core(make_policy("fcfs-lru")), [engine], scripts, conditions, agents=helpers)
+    entries = simulation.run()
+    return entries, simulation.tool_host.usage if simulation.tool_host else None
+
+
+def last_s(entries: list[Entry]) -> float:
+    closed = [entry.now for entry in entries if isinstance(entry.event, ev.ProgramClosed)]
+    assert len(
+        {entry.event.program for entry in entries if isinstance(entry.event, ev.ProgramOpened)}
+    ) == len(closed)
+    return closed[-1]
+
+
+def test_a_host_with_room_for_all_changes_nothing() -> None:
+    free, nothing = simulated()
+    roomy, usage = simulated(tool_cores=8, tool_memory_bytes=1000 * MIB)
+    assert nothing is None
+    assert [entry.event for entry in roomy] == [entry.event for entry in free]
+    assert [entry.now for entry in roomy] == pytest.approx([entry.now for entry in free])
+    assert usage is not None
+    assert (usage.ended, usage.oom_kills) == (16, 0)
+    assert usage.cpu_s == pytest.approx(64)
+    assert usage.delay_s == pytest.approx(0, abs=1e-9)
+    assert usage.peak_memory_bytes == 800 * MIB
+
+
+def test_programs_wait_for_cores() -> None:
+    free, (crowded, usage) = simulated()[0], simulated(tool_cores=1)
+    # 16 tool calls of 4 s on one core cannot end before 64 s.
+    assert last_s(free) < 15
+    assert 64 < last_s(crowded) < 70
+    assert usage is not None
+    assert usage.delay_s > 100
+
+
+def test_programs_are_set_back_by_memory() -> None:
+    crowded, usage = simulated(tool_memory_bytes=250 * MIB)
+    assert usage is not None
+    assert usage.oom_kills >= usage.over_memory > 0
+    assert usage.peak_memory_bytes == 200 * MIB
+    # What was computed by killed calls comes on top.
+    assert usage.cpu_s == pytest.approx(4.0 * (16 + usage.oom_kills))
+    assert last_s(crowded) > 2 * last_s(simulated()[0])
+
+
+def test_a_crowded_run_is_the_same_every_time() -> None:
+    assert simulated(tool_cores=1.5, tool_memory_bytes=350 * MIB) == simulated(
+        tool_cores=1.5, tool_memory_bytes=350 * MIB
+    )
+
+
+def test_a_gap_lasts_until_both_the_tool_and_its_agents_have_ended() -> None:
+    entries, _ = simulated(programs=1, agents=("child",), tool_cores=0.5)
+    arrived = [
+        entry.now
+        for entry in entries
+        if isinstance(entry.event, ev.CallArrived) and entry.event.program == "p0"
+    ]
+    assert [later - earlier for earlier, later in pairwise(arrived)] == pytest.approx([9.0, 9.0], abs=0.5)
