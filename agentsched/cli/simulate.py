@@ -56,7 +56,7 @@ docs/simulate.md tells what is simulated and what the figures mean.
     metavar="NAME[,NAME]",
     default="fcfs-lru,agentsched",
     show_default=True,
-    help=f"Policies to play, on the same programs, of {', '.join(POLICY_NAMES)}.",
+    help=f"Policies to play, on the same programs, of {', '.join(POLICY_NAMES)}, clairvoyant.",
 )
 @click.option(
     "--profile",
@@ -80,6 +80,8 @@ docs/simulate.md tells what is simulated and what the figures mean.
 @click.option("--programs", type=int, help="Draw so many, with replacement.  [default: each once]")
 @click.option("--sharing/--no-sharing", default=True, show_default=True, help="Programs share prompt heads.")
 @click.option("--deadline-factor", type=float, help="Each program should end within F times its time alone.")
+@click.option("--tool-cores", type=float, help="Cores of the host on which all tools run.  [default: enough]")
+@click.option("--tool-memory-gb", type=float, help="Memory of that host, GB.  [default: enough]")
 @click.option("--control-delay-ms", type=float, default=0.0, help="Delay of orders and reports.")
 @click.option("--lost-orders", type=float, default=0.0, help="Share of orders that never arrive.")
 @click.option(

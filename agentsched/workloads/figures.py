@@ -64,6 +64,8 @@ FIGURES = (
     Figure("moves between engines", lambda s: s.moves, "{:,.0f}", ""),
     Figure("rejected calls", lambda s: s.rejected_calls, "{:,.0f}", ""),
     Figure("preempted calls", lambda s: s.preempted_calls, "{:,.0f}", ""),
+    Figure("tools killed for memory", lambda s: s.oom_kills, "{:,.0f}"),
+    Figure("delay of tools, s", lambda s: s.tool_delay_s, "{:,.0f}"),
     Figure("unfinished programs", lambda s: s.unfinished, "{:,.0f}", ""),
     Figure("decision, us", lambda s: s.decision_us, "{:.1f}"),
 )

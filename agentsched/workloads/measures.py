@@ -16,6 +16,7 @@ from agentsched.workloads.summary import (
     tct_statistics,
     ttft_statistics,
 )
+from agentsched.workloads.tool_host import HostUsage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,7 @@ class RunFacts:
     alone_s: Callable[[str], float]
     decided_s: Sequence[float]
     conditions: Conditions
+    tool_host: HostUsage | None = None
     recompute_bound_tokens: int | None = None
     packing_tasks_per_hour: float | None = None
 
@@ -66,8 +68,8 @@ def summarise_run(meter: Meter, facts: RunFacts) -> Summary:
         kv_used=meter.used_area / (capacity * meter.now),
         kv_useful=meter.useful_area / (capacity * meter.now),
         tool_calls=counts["tools"],
-        tool_cpu_s=0.0,
-        tool_peak_memory_bytes=0,
+        tool_cpu_s=meter.tool_cpu_s,
+        tool_peak_memory_bytes=meter.tool_memory_bytes,
         seed=facts.seed,
         engine=facts.engine,
         capacity_tokens=capacity,
@@ -86,6 +88,8 @@ def summarise_run(meter: Meter, facts: RunFacts) -> Summary:
         preempted_calls=counts["preempted"],
         decision_us=1e6 * median(facts.decided_s),
         span_s=span_s,
+        oom_kills=facts.tool_host.oom_kills if facts.tool_host else None,
+        tool_delay_s=facts.tool_host.delay_s if facts.tool_host else None,
         recompute_bound_tokens=bound,
         recompute_over_bound=counts["recomputed"] / bound if bound else None,
         packing_tasks_per_hour=packing,

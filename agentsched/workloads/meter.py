@@ -80,6 +80,7 @@ class Meter:
         self.engines: dict[str, _Engine] = {}
         self.ttft_s: list[float] = []
         self.counts: Counter[str] = Counter()
+        self.tool_cpu_s, self.tool_memory_bytes = 0.0, 0
         self.used_area = self.useful_area = self.idle_area = 0.0
         self._script_of = script_of
         self._calls: dict[str, tuple[Program, float, bool]] = {}
@@ -163,7 +164,11 @@ class Meter:
         counts["output"] += event.output_tokens
         counts["recomputed"] += event.recomputed_tokens
         counts["calls"] += 1
-        counts["tools"] += len(event.tool_calls)
+        if event.tool_calls:
+            turn = program.script.turns[program.ended_calls - 1]
+            counts["tools"] += 1
+            self.tool_cpu_s += turn.cpu_s
+            self.tool_memory_bytes = max(self.tool_memory_bytes, turn.memory_bytes)
 
     def _aborted(self, now: float, event: ev.CallAborted) -> None:
         if event.reason == "rejected":

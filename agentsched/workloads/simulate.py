@@ -23,6 +23,7 @@ from agentsched.workloads.arrivals import HOUR_S, day, gamma, with_deadlines
 from agentsched.workloads.bounds import recompute_bound_of_run
 from agentsched.workloads.measures import RunFacts, summarise_run
 from agentsched.workloads.meter import Meter
+from agentsched.workloads.oracle import ScriptOracle
 from agentsched.workloads.scripts import Script
 from agentsched.workloads.simulator import Conditions, Simulation
 from agentsched.workloads.summary import Summary
@@ -35,6 +36,8 @@ from agentsched.workloads.workload import (
     load_workload,
 )
 
+POLICIES = (*POLICY_NAMES, "clairvoyant")
+"""``clairvoyant`` is ours, knowing what the programs will do: it exists in simulations only."""
 DRAIN = 2.0
 BLOCK_TOKENS = 16
 
@@ -49,7 +52,8 @@ class OptionError(ValueError):
 class Options:
     """What is simulated, without the policy. ``kv_tokens`` and ``host_tokens`` are those of one engine;
     ``concurrency`` and ``rate`` of all of them. ``arrivals``: poisson, gamma:CV or day (as is day:CV).
-    ``deadline_factor``: every program is to end within so many times what it takes alone."""
+    ``deadline_factor``: every program is to end within so many times what it takes alone. ``tool_cores``
+    and ``tool_memory_gb`` limit the one host on which all tools run."""
 
     traces: tuple[str, ...]
     kv_tokens: int
@@ -63,6 +67,8 @@ class Options:
     sharing: bool = True
     arrivals: str = "poisson"
     deadline_factor: float | None = None
+    tool_cores: float | None = None
+    tool_memory_gb: float | None = None
     control_delay_ms: float = 0.0
     lost_orders: float = 0.0
     chunk_tokens: int = 2048
@@ -84,7 +90,7 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"{_option(name)} must be at least 1, got {value}")
-        for name in ("rate", "hours", "deadline_factor"):
+        for name in ("rate", "hours", "deadline_factor", "tool_cores", "tool_memory_gb"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise OptionError(f"{_option(name)} must be positive and finite, got {value}")
@@ -108,8 +114,8 @@ class Options:
 def check_policies(names: Iterable[str]) -> None:
     """Raises ``OptionError`` listing the policies there are, if one of ``names`` is not among them."""
     for name in names:
-        if name not in POLICY_NAMES:
-            raise OptionError(f"no policy {name!r}; there are: {', '.join(POLICY_NAMES)}")
+        if name not in POLICIES:
+            raise OptionError(f"no policy {name!r}; there are: {', '.join(POLICIES)}")
 
 
 def workload_of(options: Options) -> Workload:
@@ -141,11 +147,7 @@ def simulate(
         workload = replace(workload, scripts=tuple(scripts))
     cast, first, then, until_s = _programs(options, workload)
 
-    def script_of(program: str) -> tuple[Script, bool]:
-        root = cast.roots.get(program)
-        return (cast.agents[program], False) if root is None else (root, True)
-
-    meter = Meter(script_of, workload.tenants())
+    meter = Meter(cast.script, workload.tenants())
     entries: list[Entry] = []
     takers = [meter.take, *([entries.append] if options.bounds else []), *([log] if log else [])]
     run = _simulation(options, policy, cast, first, then, takers, progress)
@@ -163,6 +165,7 @@ def simulate(
             alone_s=lambda program: times[cast.original(program)],
             decided_s=run.decided_s,
             conditions=asdict(options) | {"traces": " ".join(options.traces)},
+            tool_host=run.tool_host.usage if run.tool_host else None,
             recompute_bound_tokens=bound,
             packing_tasks_per_hour=packing,
         ),
@@ -190,7 +193,7 @@ def _simulation(
             taker(entry)
 
     return Simulation(
-        Core(make_policy(policy)),
+        Core(make_policy(policy, ScriptOracle(lambda program: cast.script(program)[0]))),
         [
             options.serving.engine(options.kv_tokens, name=f"e{number}", host_tokens=options.host_tokens)
             for number in range(options.engines)
@@ -200,6 +203,8 @@ def _simulation(
             concurrency=options.concurrency,
             control_delay_s=options.control_delay_ms / 1e3,
             lost_orders=options.lost_orders,
+            tool_cores=options.tool_cores,
+            tool_memory_bytes=None if options.tool_memory_gb is None else int(options.tool_memory_gb * 1e9),
             seed=options.seed,
             check=options.check,
         ),

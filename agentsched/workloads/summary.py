@@ -36,6 +36,7 @@ Measured in simulations only, else None:
 * ``rejected_calls``: calls turned away for now. ``preempted_calls``: begun, and put back by their engine.
 * ``decision_us``: median real time of one ``handle`` of the core, microseconds.
 * ``span_s``: virtual time from the first arrival to the end of the run.
+* ``oom_kills``, ``tool_delay_s``: of tools on a simulated host with limits; their time beyond their own.
 * ``recompute_bound_tokens``: the least that any retention recomputes for these calls at these times;
   ``packing_tasks_per_hour``: the packing bound (``uncontended.Yardstick``), for all engines; and the shares
   that the run reached (``recompute_over_bound`` is None where the bound is 0).
@@ -121,6 +122,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     preempted_calls: int | None = None
     decision_us: float | None = None
     span_s: float | None = None
+    oom_kills: int | None = None
+    tool_delay_s: float | None = None
     recompute_bound_tokens: int | None = None
     recompute_over_bound: float | None = None
     packing_tasks_per_hour: float | None = None

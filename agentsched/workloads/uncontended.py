@@ -194,7 +194,7 @@ class _Contexts:
         return Occupancy(self._concurrency, own, shared, self._own_area / len(self._starts))
 
     def _script(self, program: str) -> Script:
-        return self._cast.roots.get(program) or self._cast.agents[program]
+        return self._cast.script(program)[0]
 
     def _pass(self, now: float) -> None:
         self._own_area += self._own_tokens * (now - self._now)

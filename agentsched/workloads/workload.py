@@ -48,6 +48,11 @@ class Cast:
         self.agents.update((member.program, member) for member in members[1:])
         return root
 
+    def script(self, program: str) -> tuple[Script, bool]:
+        """The program's script, and whether it is a root."""
+        root = self.roots.get(program)
+        return (self.agents[program], False) if root is None else (root, True)
+
     def original(self, program: str) -> str:
         """The name, in the workload, of what ``program`` is a copy of."""
         return program.partition("-")[2] if self.drawn else program

@@ -13,6 +13,7 @@ import pytest
 from agentsched.core import events as ev
 from agentsched.core.log import Entry
 from agentsched.workloads.meter import steady_span
+from agentsched.workloads.oracle import ScriptOracle
 from agentsched.workloads.scripts import Script, Turn
 from agentsched.workloads.simulate import OptionError, Options, check_policies, simulate
 from agentsched.workloads.summary import Summary, summarise
@@ -202,6 +203,27 @@ def test_the_steady_part_is_after_as_many_ends_as_live_at_once_and_before_the_la
     assert steady_span(starts_s, ends_s, 2) == (5.0, 13.0)
     assert steady_span(starts_s, ends_s, 100) == (5.0, 13.0), "a quarter of all at most"
     assert steady_span([0.0, 0.0], [1.0, 2.0], 2) is None
+
+
+def test_the_clairvoyant_policy_is_told_what_is_left_of_a_program() -> None:
+    script = Script("p", 0.0, (Turn(100, 10, 5.0), Turn(40, 20, 7.0), Turn(60, 5, 0.0, fresh=True)))
+    oracle = ScriptOracle({"p": script}.__getitem__)
+    rests = [oracle.rest("p", done) for done in range(4)]
+    assert rests == [(3, 170, 0.0), (2, 170, 5.0), (1, 65, 7.0), (0, 65, 0.0)]
+
+
+def test_clairvoyant_is_a_policy_of_simulations_and_plays_sub_agents_too() -> None:
+    chosen = options(traces=("gen:text2sql?programs=4",), kv_tokens=40_000, concurrency=8, programs=20)
+    assert simulate(chosen, "clairvoyant").programs == 20
+
+
+def test_a_crowded_host_delays_tools() -> None:
+    usual: dict[str, Any] = {"traces": ("gen:saga-web?programs=20",), "concurrency": 20, "kv_tokens": 900_000}
+    free, crowded = (simulate(options(**usual, tool_cores=cores), "fcfs-lru") for cores in (None, 0.01))
+    assert free.tool_delay_s is None
+    assert crowded.tool_calls == free.tool_calls > 0
+    assert crowded.tool_delay_s is not None
+    assert crowded.oom_kills == 0
 
 
 # Without contention
