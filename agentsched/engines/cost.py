@@ -74,10 +74,12 @@ PROFILES = {
         host_tokens_per_s=300_000.0,
     ),
     # Measured, by `agentsched fit --engine embedded`: the preset "demo" (2 layers, hidden 64, fp32) on one
-    # core of an AMD EPYC of two that others used too. Three fits of nine rounds each agree within 5 % on
-    # every cost but the host's. They tell steps that prefill and decode at once within 6 % in the mean, and
-    # prefills of 16 tokens about 30 % too low. The engine has no host tier: a copy within memory stands
-    # for one.
+    # core of an AMD EPYC; the machine has two, and others used them too. Three fits of nine rounds each
+    # agree within 5 % on every cost but the host's. They tell steps that prefill and decode at once within
+    # 6 % in the mean, and prefills of 16 tokens about 30 % too low. Of 24 agents played on the engine, step
+    # for step the same, 6.1 s are told and 6.5 s took when each step is given its fastest of six runs; with
+    # the other core busy one run took 6.7 to 12 s. The engine has no host tier: a copy within memory
+    # stands for one.
     "embedded-cpu": CostProfile(
         step_s=2.64e-4,
         prefill_token_s=7.16e-6,
