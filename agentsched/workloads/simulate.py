@@ -134,8 +134,10 @@ def simulate(
     *,
     log: Callable[[Entry], None] | None = None,
     progress: Progress | None = None,
+    packing: float | None = None,
 ) -> Summary:
     """Run it. ``log`` is given every entry, ``progress`` the virtual time and how many programs have ended.
+    ``packing``: tasks an hour of the packing bound, where it is known already.
 
     Raises ``OptionError``, ``TraceError``, and ``SummaryError`` if no program ended within the run.
     """
@@ -154,7 +156,12 @@ def simulate(
     run.run(until_s=until_s)
     if any(not program.closed for program in meter.programs.values()):
         meter.pass_to(until_s if until_s < float("inf") else run.now)
-    bound, packing = _bounds(options, workload, cast, entries) if options.bounds else (None, None)
+    bound: int | None = None
+    if options.bounds:
+        bound = recompute_bound_of_run(entries, [*cast.roots.values(), *cast.agents.values()])
+        if packing is None:
+            at_one = yardstick(workload, options.serving, options.kv_tokens)
+            packing = options.engines * at_one.tasks_per_hour
     return summarise_run(
         meter,
         RunFacts(
@@ -170,13 +177,6 @@ def simulate(
             packing_tasks_per_hour=packing,
         ),
     )
-
-
-def _bounds(options: Options, workload: Workload, cast: Cast, entries: list[Entry]) -> tuple[int, float]:
-    """Tokens that these calls had to recompute, and tasks an hour that fit all engines."""
-    packing = yardstick(workload, options.serving, options.kv_tokens).tasks_per_hour
-    scripts = [*cast.roots.values(), *cast.agents.values()]
-    return recompute_bound_of_run(entries, scripts), options.engines * packing
 
 
 def _simulation(
