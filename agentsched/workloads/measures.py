@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
+import msgspec
+
 from agentsched.workloads.arrivals import HOUR_S
 from agentsched.workloads.meter import Meter, Program, Tenant, steady_span
 from agentsched.workloads.summary import (
@@ -50,9 +52,7 @@ def summarise_run(meter: Meter, facts: RunFacts) -> Summary:
     span_s = (last_s if all(program.closed for program in tasks.values()) else meter.now) - origin_s
     per_hour, steady = _tasks_per_hour(tasks.values(), times, span_s, facts.concurrency)
     counts, capacity = meter.counts, meter.capacity_tokens()
-    useful = counts["prompt"] - counts["cached"] - counts["recomputed"] + counts["output"]
-    bound, packing = facts.recompute_bound_tokens, facts.packing_tasks_per_hour
-    return Summary(
+    summary = Summary(
         policy=facts.policy,
         programs=len(times),
         tct_s=tct_statistics(list(times.values())),
@@ -75,12 +75,31 @@ def summarise_run(meter: Meter, facts: RunFacts) -> Summary:
         capacity_tokens=capacity,
         round=0,
         host=describe_host(),
+    )
+    return _with_simulated(summary, meter, facts, slowdowns, span_s, steady)
+
+
+def _with_simulated(
+    summary: Summary,
+    meter: Meter,
+    facts: RunFacts,
+    slowdowns: Sequence[float],
+    span_s: float,
+    steady: float | None,
+) -> Summary:
+    """With the measures that only simulations have."""
+    counts, capacity = meter.counts, meter.capacity_tokens()
+    useful = counts["prompt"] - counts["cached"] - counts["recomputed"] + counts["output"]
+    bound, packing = facts.recompute_bound_tokens, facts.packing_tasks_per_hour
+    tasks = [program for program in meter.programs.values() if program.root]
+    return msgspec.structs.replace(
+        summary,
         conditions=facts.conditions,
         slowdown_mean=fmean(slowdowns),
         steady_tasks_per_hour=steady,
         useful_tokens_per_s=useful / span_s,
         kv_idle=meter.idle_area / (capacity * meter.now),
-        slo_attainment=_attainment(tasks.values(), meter.now),
+        slo_attainment=_attainment(tasks, meter.now),
         fairness_deviation=_deviation(meter.tenants.values()),
         imbalance=_imbalance([engine.busy_s for engine in meter.engines.values()]),
         moves=counts["moves"],
@@ -93,7 +112,7 @@ def summarise_run(meter: Meter, facts: RunFacts) -> Summary:
         recompute_bound_tokens=bound,
         recompute_over_bound=counts["recomputed"] / bound if bound else None,
         packing_tasks_per_hour=packing,
-        packing_share=(steady or per_hour) / packing if packing else None,
+        packing_share=(steady or summary.tasks_per_hour) / packing if packing else None,
     )
 
 
