@@ -24,6 +24,7 @@ class Ledger:
         self.active_share = 0.5
         """Mean share of the need whose programs are in the engine, not away (over two minutes)."""
         self._forecasts: dict[str, Forecast] = {}
+        self._shared_by: dict[str, int] = {}
         self._shared: Counter[int] = Counter()
         self._away: dict[str, int] = {}
         self._away_tokens = 0
@@ -48,6 +49,7 @@ class Ledger:
         name, tokens = program.name, forecast.now_tokens
         self._forecasts[name] = forecast
         self.need_tokens += tokens
+        self._shared_by[name] = program.shared_tokens
         self._shared[program.shared_tokens] += 1
         if leaves_s is not None:
             self._away[name] = tokens
@@ -66,9 +68,10 @@ class Ledger:
         self._away_tokens -= self._away.pop(name, 0)
         self._leaves_s.pop(name, None)
         self._left.pop(name, None)
-        self._shared[program.shared_tokens] -= 1
-        if not self._shared[program.shared_tokens]:
-            del self._shared[program.shared_tokens]
+        shared = self._shared_by.pop(name)
+        self._shared[shared] -= 1
+        if not self._shared[shared]:
+            del self._shared[shared]
 
     def tick(self, now: float) -> float:
         """Time has come to ``now``; seconds since it was told so last."""

@@ -109,6 +109,7 @@ class AnalyticEngine:
         self.name, self.profile = name, profile
         self.capacity_tokens = capacity_tokens // block_tokens * block_tokens
         self.host_tokens = host_tokens // block_tokens * block_tokens
+        self.host_tokens_per_s = profile.host_tokens_per_s
         self.max_running = max_running
         self.block_tokens = block_tokens
         self.next_s: float | None = None

@@ -134,6 +134,7 @@ class Simulation:
                     capacity_tokens=engine.capacity_tokens,
                     block_tokens=engine.block_tokens,
                     host_capacity_tokens=engine.host_tokens,
+                    host_tokens_per_s=engine.host_tokens_per_s,
                     max_running=engine.max_running,
                 )
             )

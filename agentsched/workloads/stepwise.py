@@ -15,6 +15,7 @@ class StepwiseEngine:
     """Any ``StepEngine`` behind the analytic engine's interface. Pieces become tokens drawn by key."""
 
     host_tokens = 0
+    host_tokens_per_s = 0.0
 
     def __init__(self, engine: StepEngine, name: str = "e0") -> None:
         self.name = name
