@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Iterator
 
@@ -19,8 +18,6 @@ class Ledger:
     def __init__(self, engine: EngineState) -> None:
         self.engine = engine
         self.need_tokens = 0
-        self.changed = True
-        """Whether anything did since somebody was refused a seat here."""
         self.active_share = 0.5
         """Mean share of the need whose programs are in the engine, not away (over two minutes)."""
         self._forecasts: dict[str, Forecast] = {}
@@ -28,8 +25,7 @@ class Ledger:
         self._shared: Counter[int] = Counter()
         self._away: dict[str, int] = {}
         self._away_tokens = 0
-        self._now = 0.0
-        self._leaves: list[tuple[float, str]] = []
+        self._now: float | None = None
         self._leaves_s: dict[str, float] = {}
         self._left: dict[str, None] = {}
 
@@ -42,10 +38,10 @@ class Ledger:
         in place are taken to share it."""
         return self.engine.capacity_tokens - sum(self._shared)
 
-    def put(self, program: Program, forecast: Forecast, leaves_s: float | None) -> None:
+    def put(self, program: Program, forecast: Forecast, leaves_s: float | None, now: float) -> None:
         """Seat the program, or renew its entry. ``leaves_s``: when its gap is not worth holding KV for
         any more, monotonic seconds; None if it is not in a gap."""
-        self.drop(program)
+        self.drop(program, now)
         name, tokens = program.name, forecast.now_tokens
         self._forecasts[name] = forecast
         self.need_tokens += tokens
@@ -55,15 +51,14 @@ class Ledger:
             self._away[name] = tokens
             self._away_tokens += tokens
             self._leaves_s[name] = leaves_s
-            heapq.heappush(self._leaves, (leaves_s, name))
 
-    def drop(self, program: Program) -> None:
+    def drop(self, program: Program, now: float) -> None:
         """The program has no seat here any more, if it had one."""
+        self._settle(now)
         name = program.name
         forecast = self._forecasts.pop(name, None)
         if forecast is None:
             return
-        self.changed = True
         self.need_tokens -= forecast.now_tokens
         self._away_tokens -= self._away.pop(name, 0)
         self._leaves_s.pop(name, None)
@@ -73,22 +68,20 @@ class Ledger:
         if not self._shared[shared]:
             del self._shared[shared]
 
-    def tick(self, now: float) -> float:
-        """Time has come to ``now``; seconds since it was told so last."""
-        passed_s, self._now = now - self._now, now
-        if self.need_tokens > 0:
+    def _settle(self, now: float) -> None:
+        """Learn the share that held until now."""
+        if self._now is not None and self.need_tokens > 0:
             share = 1.0 - self._away_tokens / self.need_tokens
+            passed_s = now - self._now
             self.active_share += (share - self.active_share) * min(1.0, passed_s / ACTIVE_OVER_S)
-        while self._leaves and self._leaves[0][0] <= now:
-            leaves_s, name = heapq.heappop(self._leaves)
-            if self._leaves_s.get(name) == leaves_s:
-                self._left[name] = None
-                self.changed = True
-        return passed_s
+        self._now = now
 
-    def next_leave_s(self) -> float | None:
-        """When the next gap stops being worth its KV, at the earliest."""
-        return self._leaves[0][0] if self._leaves else None
+    def leave(self, name: str, leaves_s: float) -> bool:
+        """It is ``leaves_s``. False if the program's gap is another one by now, or over."""
+        if self._leaves_s.get(name) != leaves_s:
+            return False
+        self._left[name] = None
+        return True
 
     def leavers(self) -> Iterator[str]:
         """Programs whose gaps are not worth their KV any more, longest since first."""

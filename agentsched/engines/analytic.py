@@ -1,14 +1,7 @@
 """The simulated engine, fast: the steps of ``batching.py``, taken many at a time.
 
-Between two things that happen (a call arrives, a prefill or an output ends, blocks run out) all steps
-of an engine are alike: the same rows decode, the same call prefills whole chunks. Such a *run* of k
-steps takes
-
-    k (step + chunk + D row) + context (k S + D k (k - 1) / 2) + attention (k P + c^2 k (k - 1) / 2)
-
-seconds for D decoding rows of S tokens of context in all, and a chunk of c tokens whose pairs number P
-at first. It is computed at once, and cut at the next step's end when something happens. So times are
-those of the step-by-step engine; what is simplified is stated:
+It computes runs of equal steps (``runs.py``) at once, and cuts them at the next step's end when something
+happens. So times are those of the step-by-step engine; what is simplified is stated:
 
 * a context's blocks enter the prefix tree when its prefill ends, not one by one;
 * decoding rows are given the blocks of a run at its end;
@@ -21,74 +14,19 @@ call's prefill goes on.
 from __future__ import annotations
 
 import heapq
-import math
 from bisect import insort
-from dataclasses import dataclass, field
 
 from agentsched.core.decisions import EngineOrder
 from agentsched.core.events import CallAborted, CallFinished, CallStarted, FirstToken, StepReport
 from agentsched.core.standing import StandingOrders
 from agentsched.engines.calls import Tally
 from agentsched.engines.cost import CostProfile, pairs
+from agentsched.engines.runs import Call, Run
 from agentsched.engines.runs_kv import Path, Pieces, RunCache
 
 RETRY_S = 0.25
 
 Output = CallStarted | FirstToken | CallFinished | CallAborted
-
-
-@dataclass(slots=True, eq=False)
-class Call:
-    """One call in the engine. Of its blocks the first ``in_tree`` are cached, ``private`` are its own.
-
-    ``emitted`` output tokens are out; of a decoding call, as many as steps since ``step0`` more.
-    """
-
-    name: str
-    program: str
-    pieces: Pieces
-    prompt_tokens: int
-    output_tokens: int
-    arrival: int
-    path: Path | None = None
-    computed: int = 0
-    emitted: int = 0
-    decoding: bool = False
-    in_tree: int = 0
-    private: int = 0
-    cached_tokens: int = 0
-    recomputed_tokens: int = 0
-    started: bool = False
-    ready_s: float = 0.0
-    step0: int = 0
-
-    @property
-    def context_tokens(self) -> int:
-        return self.prompt_tokens + self.emitted
-
-
-@dataclass(slots=True)
-class _Run:
-    """``steps`` equal steps from ``begin_s`` on: seconds after k of them are ``a k + b k (k - 1) / 2``."""
-
-    begin_s: float
-    steps: int
-    batch: list[tuple[Call, int]] = field(default_factory=list)
-    a: float = 0.0
-    b: float = 0.0
-
-    def end_s(self) -> float:
-        return self.begin_s + self.a * self.steps + self.b * (self.steps * (self.steps - 1) / 2)
-
-    def cut(self, now: float) -> None:
-        """End with the step that is on at ``now``."""
-        elapsed = now - self.begin_s
-        linear = self.a - self.b / 2
-        if self.b > 0:
-            steps = (math.sqrt(linear * linear + 2 * self.b * elapsed) - linear) / self.b
-        else:
-            steps = elapsed / self.a if self.a else self.steps
-        self.steps = max(1, min(self.steps, math.ceil(steps - 1e-9)))
 
 
 class AnalyticEngine:
@@ -129,7 +67,7 @@ class AnalyticEngine:
         self._decoding = 0
         self._decoding_context = 0
         self._link_free_s = 0.0
-        self._run: _Run | None = None
+        self._run: Run | None = None
         self._outputs: list[Output] = []
         self._tally = Tally()
         self._arrivals = 0
@@ -210,7 +148,7 @@ class AnalyticEngine:
         p = self.profile
         chunk = sum(count for _, count in batch)
         first_pairs = sum(pairs(call.computed, count) for call, count in batch)
-        run = _Run(now, 1, batch)
+        run = Run(now, 1, batch)
         run.a = (
             p.step_s
             + chunk * p.prefill_token_s
@@ -237,7 +175,7 @@ class AnalyticEngine:
         self._run = run
         self.next_s = run.end_s()
 
-    def _fit(self, run: _Run, now: float) -> None:
+    def _fit(self, run: Run, now: float) -> None:
         """Cut the run to what there are blocks for; preempt if there is none even for one step."""
         kv = self.kv
         while self._growth(run.steps) > kv.free_blocks + kv.idle_blocks:
@@ -338,7 +276,7 @@ class AnalyticEngine:
         path.blocks[-1] += call.context_tokens // self.kv.block_tokens - sum(path.blocks)
         return path
 
-    def _finish(self, run: _Run, now: float) -> None:
+    def _finish(self, run: Run, now: float) -> None:
         steps = run.steps
         self._tally.step_s += now - run.begin_s
         if self._decoding:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 
-from agentsched.core import POLICY_NAMES, Core, make_policy
+from agentsched.core import ABLATION_NAMES, POLICY_NAMES, Core, make_policy
 from agentsched.core.log import Entry
 from agentsched.engines.cost import PROFILES
 from agentsched.workloads.arrivals import HOUR_S, day, gamma, with_deadlines
@@ -36,7 +36,7 @@ from agentsched.workloads.workload import (
     load_workload,
 )
 
-POLICIES = (*POLICY_NAMES, "clairvoyant")
+POLICIES = (*POLICY_NAMES, "clairvoyant", *ABLATION_NAMES)
 """``clairvoyant`` is ours, knowing what the programs will do: it exists in simulations only."""
 DRAIN = 2.0
 BLOCK_TOKENS = 16

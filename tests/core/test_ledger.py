@@ -37,10 +37,10 @@ def test_need_and_room_are_those_of_who_sits_there(
         program = programs[who]
         program.shared_tokens = shared  # learned after the program was seated, perhaps
         if what == "put":
-            book.put(program, Forecast(tokens, 10.0, 3.0), leaves_s)
+            book.put(program, Forecast(tokens, 10.0, 3.0), leaves_s, 1.0)
             seated[program.name] = (tokens, shared)
         else:
-            book.drop(program)
+            book.drop(program, 1.0)
             seated.pop(program.name, None)
         assert len(book) == len(seated)
         assert book.need_tokens == sum(tokens for tokens, _ in seated.values())
@@ -50,24 +50,22 @@ def test_need_and_room_are_those_of_who_sits_there(
 def test_a_gap_that_ended_or_began_anew_does_not_leave_by_its_old_time() -> None:
     book, program = ledger(), Program("p", "t", 1, 0.0)
     forecast = Forecast(1_000, 0.0, 1.0)
-    book.put(program, forecast, 10.0)
-    book.put(program, forecast, 30.0)
-    book.tick(20.0)
+    book.put(program, forecast, 10.0, 0.0)
+    book.put(program, forecast, 30.0, 5.0)
+    assert not book.leave("p", 10.0)
     assert list(book.leavers()) == []
-    book.tick(30.0)
+    assert book.leave("p", 30.0)
     assert list(book.leavers()) == ["p"]
-    book.put(program, forecast, None)
+    book.put(program, forecast, None, 31.0)
     assert list(book.leavers()) == []
 
 
 def test_kv_is_dear_while_programs_compute_and_cheap_while_they_are_away() -> None:
     busy, away = ledger(), ledger()
     program, forecast = Program("p", "t", 1, 0.0), Forecast(1_000, 0.0, 1.0)
-    busy.put(program, forecast, None)
-    away.put(program, forecast, 1e9)
     for second in range(600):
-        busy.tick(float(second))
-        away.tick(float(second))
+        busy.put(program, forecast, None, float(second))
+        away.put(program, forecast, 1e9, float(second))
     assert busy.active_share == pytest.approx(1.0, abs=0.01)
     assert away.active_share == pytest.approx(0.0, abs=0.01)
     assert away.price() > 10 * busy.price(), "away: what stands still during a prefill is little"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from agentsched.core.foresight import Foresight, Known, Learned, Oracle
-from agentsched.core.policies.fcfs_lru import Affinity
+from agentsched.core.policies.fcfs_lru import Affinity, EngineOrder, Recency
 from agentsched.core.policies.gap_index import GapIndex
-from agentsched.core.policies.parts import Policy, RankKey
-from agentsched.core.policies.seats import Seats
+from agentsched.core.policies.parts import Policy, RankKey, RankPart, Retention
+from agentsched.core.policies.seats import Mechanisms, Seats
 from agentsched.core.state import Program, State
 
 
@@ -27,13 +29,35 @@ def clairvoyant(oracle: Oracle) -> Policy:
     return _policy("clairvoyant", Known(oracle))
 
 
-def _policy(name: str, foresight: Foresight) -> Policy:
-    seats = Seats(foresight)
+ABLATIONS: dict[str, Callable[[], Policy]] = {
+    "agentsched-no-peak": lambda: _policy("agentsched-no-peak", Learned(), gate=Mechanisms(peak=False)),
+    "agentsched-no-overcommit": lambda: _policy(
+        "agentsched-no-overcommit", Learned(), gate=Mechanisms(overcommit=False)
+    ),
+    "agentsched-no-leaving": lambda: _policy(
+        "agentsched-no-leaving", Learned(), gate=Mechanisms(leaving=False)
+    ),
+    "agentsched-no-relief": lambda: _policy("agentsched-no-relief", Learned(), gate=Mechanisms(relief=False)),
+    "agentsched-no-retention": lambda: _policy("agentsched-no-retention", Learned(), retention=Recency()),
+    "agentsched-no-order": lambda: _policy("agentsched-no-order", Learned(), rank=EngineOrder()),
+}
+"""Ours with one mechanism switched off, by name."""
+
+
+def _policy(
+    name: str,
+    foresight: Foresight,
+    *,
+    gate: Mechanisms | None = None,
+    retention: Retention | None = None,
+    rank: RankPart | None = None,
+) -> Policy:
+    seats = Seats(foresight, gate)
     return Policy(
         name=name,
         admission=seats,
-        rank=ByArrival(),
-        retention=GapIndex(foresight),
+        rank=rank or ByArrival(),
+        retention=retention or GapIndex(foresight),
         placement=Affinity(),
         learners=(seats,),
     )

@@ -23,12 +23,14 @@ from __future__ import annotations
 
 import heapq
 import math
+from dataclasses import dataclass
 
 from agentsched.core import events as ev
+from agentsched.core.forecast import Forecast
 from agentsched.core.foresight import Foresight, index_at, leaves_at_s
 from agentsched.core.ledger import Ledger
 from agentsched.core.orders import Orders
-from agentsched.core.state import Program, State
+from agentsched.core.state import EngineState, Program, State
 
 RETRY_AFTER_S = 30.0
 FULL_SHARE = 0.95
@@ -43,73 +45,115 @@ class Overcommit:
     GAIN = 0.02
     """Relative change for a second of the engine's time."""
 
-    def __init__(self) -> None:
-        self.factor = self.FIRST
+    def __init__(self, waited_s: float) -> None:
+        self._factor = self.FIRST
+        self._waited_s = waited_s
 
-    def waited(self, seconds: float) -> None:
-        """Somebody waited so long for a seat."""
-        self.factor = min(self.MOST, self.factor * math.exp(self.GAIN * self.RELIEF_SHARE * seconds))
+    def factor(self, waited_s: float) -> float:
+        """``waited_s``: for how long, in all, anybody has waited for a seat so far."""
+        more_s, self._waited_s = waited_s - self._waited_s, waited_s
+        self._factor = min(self.MOST, self._factor * math.exp(self.GAIN * self.RELIEF_SHARE * more_s))
+        return self._factor
 
     def outgrown(self, restore_s: float) -> None:
         """A program had to be paused; bringing its KV back takes so long."""
-        self.factor = max(self.LEAST, self.factor * math.exp(-self.GAIN * restore_s))
+        self._factor = max(self.LEAST, self._factor * math.exp(-self.GAIN * restore_s))
+
+
+@dataclass(frozen=True, slots=True)
+class Mechanisms:
+    """Parts of the gate that can be switched off, to see what each is worth.
+
+    ``peak``: newcomers are held against the predicted peak, not against what is needed now.
+    ``overcommit``: found online, not 1. ``leaving``: long gaps give up seats. ``relief``: programs in a
+    gap are paused where contexts outgrow the engine.
+    """
+
+    peak: bool = True
+    overcommit: bool = True
+    leaving: bool = True
+    relief: bool = True
 
 
 class Seats:
     """The gate."""
 
-    def __init__(self, foresight: Foresight, *, max_waiting: int = 10_000) -> None:
+    def __init__(
+        self, foresight: Foresight, mechanisms: Mechanisms | None = None, *, max_waiting: int = 10_000
+    ) -> None:
         self._foresight = foresight
+        self._with = mechanisms or Mechanisms()
         self._max_waiting = max_waiting
         self._ledgers: dict[str, Ledger] = {}
         self._overcommit: dict[str, Overcommit] = {}
         self._line: list[tuple[int, str]] = []
         self._refused: str | None = None
         self._came: list[Program] = []
+        self._touched: set[str] = set()
+        """Engines whose ledger changed since the last review."""
+        self._open: set[str] = set()
+        """Engines whose ledger changed since somebody was refused."""
+        self._leaves: list[tuple[float, str, str]] = []
+        self._waited_s = 0.0
+        self._now = 0.0
 
     # What is seen
 
     def observe(self, state: State, now: float, event: ev.AnyEvent, subject: Program | None) -> None:
-        self._tick(now, waited=bool(self._line))
+        if self._line:
+            self._waited_s += now - self._now
+        self._now = now
+        while self._leaves and self._leaves[0][0] <= now:
+            leaves_s, engine, name = heapq.heappop(self._leaves)
+            if engine in self._ledgers and self._ledgers[engine].leave(name, leaves_s):
+                self._open.add(engine)
         match event:
             case ev.EngineAttached():
-                self._ledgers[event.engine] = Ledger(state.engines[event.engine])
-                self._overcommit[event.engine] = Overcommit()
+                self._attach(state.engines[event.engine])
             case ev.EngineLost():
                 del self._ledgers[event.engine], self._overcommit[event.engine]
+                self._touched.discard(event.engine)
                 self._line = sorted((p.order, p.name) for p in state.queue.values())
                 self._refused = None
             case ev.ProgramClosed() if subject is not None and subject.home in self._ledgers:
-                self._ledgers[subject.home].drop(subject)
+                self._drop(subject, subject.home)
             case ev.CallArrived() if subject is not None and subject.seat is None:
                 heapq.heappush(self._line, (subject.order, subject.name))
                 self._came.append(subject)
             case ev.CallArrived() | ev.CallFinished() | ev.CallAborted() | ev.ToolStarted():
                 if subject is not None and subject.seat is not None:
-                    self._put(state, subject, self._ledgers[subject.seat])
+                    self._put(subject, subject.seat, self._foresight.forecast(state, subject), state)
             case _:
                 pass
 
-    def _tick(self, now: float, *, waited: bool) -> None:
-        for name, ledger in self._ledgers.items():
-            passed_s = ledger.tick(now)
-            if waited and len(ledger):
-                self._overcommit[name].waited(passed_s)
+    def _attach(self, engine: EngineState) -> None:
+        self._ledgers[engine.name] = Ledger(engine)
+        self._overcommit[engine.name] = Overcommit(self._waited_s)
+        self._open.add(engine.name)
 
-    def _put(self, state: State, program: Program, ledger: Ledger) -> None:
-        leaves_s = None
+    def _put(self, program: Program, engine: str, forecast: Forecast, state: State) -> None:
+        ledger, leaves_s = self._ledgers[engine], None
         if program.gap_since_s is not None:
             curve = self._foresight.gap(state, program)
             leaves_s = program.gap_since_s + leaves_at_s(curve, ledger.price())
-        ledger.put(program, self._foresight.forecast(state, program), leaves_s)
+            heapq.heappush(self._leaves, (leaves_s, engine, program.name))
+        ledger.put(program, forecast, leaves_s, self._now)
+        self._touched.add(engine)
+        self._open.add(engine)
+
+    def _drop(self, program: Program, engine: str) -> None:
+        self._ledgers[engine].drop(program, self._now)
+        self._open.add(engine)
 
     # What follows
 
     def review(self, state: State, orders: Orders) -> None:
         self._turn_away(state, orders)
-        for name, ledger in self._ledgers.items():
-            if ledger.need_tokens > ledger.room_tokens:
-                self._relieve(state, orders, ledger, self._overcommit[name])
+        for engine in sorted(self._touched):
+            ledger = self._ledgers[engine]
+            if self._with.relief and ledger.need_tokens > ledger.room_tokens:
+                self._relieve(state, orders, ledger)
+        self._touched.clear()
         while self._line:
             program = state.queue.get(self._line[0][1])
             if program is not None and not self._seat(state, orders, program):
@@ -117,14 +161,12 @@ class Seats:
             heapq.heappop(self._line)
 
     def next_review_s(self, state: State) -> float | None:
-        if not state.queue:
-            return None
-        times = (ledger.next_leave_s() for ledger in self._ledgers.values())
-        return min((time for time in times if time is not None), default=None)
+        return self._leaves[0][0] if state.queue and self._leaves else None
 
     def bound_tokens(self, engine: str) -> float:
         """What the predicted peak of an engine's programs has to stay within, with a new one."""
-        return self._ledgers[engine].room_tokens * self._overcommit[engine].factor
+        factor = self._overcommit[engine].factor(self._waited_s) if self._with.overcommit else 1.0
+        return self._ledgers[engine].room_tokens * factor
 
     def _turn_away(self, state: State, orders: Orders) -> None:
         """Backpressure: who came last is told to come back, where the line is too long."""
@@ -136,43 +178,45 @@ class Seats:
                 orders.reject(program, RETRY_AFTER_S, f"{self._max_waiting} programs wait already")
 
     def _seat(self, state: State, orders: Orders, program: Program) -> bool:
-        again, self._refused = self._refused == program.name, program.name
-        forecast = None
+        if self._refused != program.name:
+            self._open.update(self._ledgers)
+        self._refused = program.name
+        if not self._open:
+            return False
+        forecast = self._foresight.forecast(state, program)
         for ledger in self._candidates(program):
-            if again and not ledger.changed:
-                continue
-            forecast = forecast or self._foresight.forecast(state, program)
-            leavers = self._who_leaves(state, ledger, program)
-            ledger.changed = False
+            engine = ledger.engine.name
+            self._open.discard(engine)
+            leavers = self._who_leaves(state, ledger, program, forecast)
             if leavers is None:
                 continue
             for leaver in leavers:
-                ledger.drop(leaver)
+                self._drop(leaver, engine)
                 orders.pause(leaver, "its gap lasts longer than its KV is worth, and others wait")
-            ledger.put(program, forecast, None)
+            self._put(program, engine, forecast, state)
             need, room = ledger.need_tokens, ledger.room_tokens
-            orders.admit(program, ledger.engine.name, f"with it programs need {need:,} of {room:,} tokens")
+            orders.admit(program, engine, f"with it programs need {need:,} of {room:,} tokens")
             self._refused = None
             return True
         return False
 
     def _candidates(self, program: Program) -> list[Ledger]:
-        """Where its KV may be first, then by room."""
+        """Where its KV may be first, then by room; engines where nothing changed are left out."""
 
         def place(ledger: Ledger) -> tuple[bool, float, str]:
             engine = ledger.engine
             return (engine.name != program.home, ledger.need_tokens / engine.capacity_tokens, engine.name)
 
-        return sorted(self._ledgers.values(), key=place)
+        return sorted((self._ledgers[name] for name in self._open if name in self._ledgers), key=place)
 
-    def _who_leaves(self, state: State, ledger: Ledger, program: Program) -> list[Program] | None:
+    def _who_leaves(
+        self, state: State, ledger: Ledger, program: Program, forecast: Forecast
+    ) -> list[Program] | None:
         """Who has to leave for the program to be seated; None if it cannot be."""
-        forecast = self._foresight.forecast(state, program)
-        seats = state.seats[ledger.engine.name]
         without: set[str] = set()
-        candidates = ledger.leavers()
+        candidates = ledger.leavers() if self._with.leaving else iter(())
         while len(without) < len(ledger):
-            if program.calls_done:
+            if program.calls_done or not self._with.peak:
                 fits = ledger.need_with(forecast, without) <= ledger.room_tokens * FULL_SHARE
             else:
                 fits = ledger.peak_with(forecast, without) <= self.bound_tokens(ledger.engine.name)
@@ -182,18 +226,20 @@ class Seats:
             if leaver is None:
                 return None
             without.add(leaver)
-        return [seats[name] for name in sorted(without, key=lambda name: seats[name].order)]
+        seats = state.seats[ledger.engine.name]
+        return sorted((seats[name] for name in without), key=lambda p: p.order)
 
-    def _relieve(self, state: State, orders: Orders, ledger: Ledger, overcommit: Overcommit) -> None:
+    def _relieve(self, state: State, orders: Orders, ledger: Ledger) -> None:
         def index(program: Program) -> float:
             assert program.gap_since_s is not None
             return index_at(self._foresight.gap(state, program), orders.now - program.gap_since_s)
 
-        away = [p for p in state.seats[ledger.engine.name].values() if p.gap_since_s is not None]
+        engine = ledger.engine
+        away = [p for p in state.seats[engine.name].values() if p.gap_since_s is not None]
         for program in sorted(away, key=lambda p: (index(p), -p.order)):
             over = ledger.need_tokens - ledger.room_tokens
             if over <= 0 or len(ledger) == 1:
                 return
-            overcommit.outgrown(ledger.tokens_of(program) / ledger.engine.restore_tokens_per_s)
-            ledger.drop(program)
+            self._overcommit[engine.name].outgrown(ledger.tokens_of(program) / engine.restore_tokens_per_s)
+            self._drop(program, engine.name)
             orders.pause(program, f"contexts outgrew the engine by {over:,} tokens")

@@ -20,9 +20,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from agentsched import __version__
-from agentsched.core import POLICY_NAMES
+from agentsched.core import ABLATION_NAMES, POLICY_NAMES
 from agentsched.workloads.grid.cells import (
-    ABLATIONS,
     CASE_NAMES,
     LOADS,
     PRESSURES,
@@ -108,13 +107,11 @@ def main(
     results: Path | None,
 ) -> None:
     """Compare policies on recorded and generated agents, in simulation."""
-    if ablate and not ABLATIONS:
-        raise click.UsageError("--ablate: no mechanism of ours can be switched off by name yet")
     if quick:
         out = out / "quick"
     plan = Plan(
         cases=(QUICK_CASE,) if quick else tuple(_words(cases)),
-        policies=OPEN_POLICIES if quick else (*_words(policies), *(ABLATIONS if ablate else ())),
+        policies=OPEN_POLICIES if quick else (*_words(policies), *(ABLATION_NAMES if ablate else ())),
         pressures=QUICK_PRESSURES if quick else tuple(_numbers("--pressures", pressures)),
         loads=(QUICK_LOADS if quick else LOADS) if opened else (),
         open_hours=1.0 if quick else 3.0,

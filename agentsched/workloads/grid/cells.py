@@ -24,8 +24,6 @@ LOADS = (0.5, 0.7, 0.85, 0.95, 1.05, 1.25, 1.5, 2.0)
 PROGRAMS_A_PLACE = 5
 DEADLINE_FACTOR = 4.0
 """Every program is to end within so many times its time alone."""
-ABLATIONS: tuple[str, ...] = ()
-"""Policies that are ours with one mechanism switched off; none can be yet."""
 
 
 class CaseError(ValueError):
