@@ -39,10 +39,16 @@ class ToolCallRef(Value, frozen=True, kw_only=True):
 
 
 class ProgramOpened(Event, frozen=True, kw_only=True):
-    """A program's first call is about to arrive, or its owner announced it."""
+    """A program's first call is about to arrive, or its owner announced it. ``weight``: its tenant's."""
 
     program: str
     tenant: str = "default"
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        Value.__post_init__(self)
+        if not self.weight > 0:
+            raise ValueError(f"ProgramOpened.weight must be > 0, got {self.weight!r}")
 
 
 class CallArrived(Event, frozen=True, kw_only=True):

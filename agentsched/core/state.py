@@ -86,6 +86,7 @@ class Program:
     tenant: str
     order: int
     opened_s: float
+    weight: float = 1.0  # its tenant's
     seat: str | None = None
     home: str | None = None  # the engine that last computed it, where its KV may still be
     calls: dict[str, Call] = field(default_factory=dict)
@@ -233,7 +234,7 @@ class State:
         if event.program in self.programs:
             raise IllegalEvent(f"program {event.program!r} is open already")
         self.programs_seen += 1
-        program = Program(event.program, event.tenant, self.programs_seen, now)
+        program = Program(event.program, event.tenant, self.programs_seen, now, event.weight)
         self.programs[event.program] = program
         return program
 

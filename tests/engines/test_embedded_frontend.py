@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from agentsched.engines.contract import RequestRefused
 from agentsched.engines.embedded import preset
-from agentsched.engines.embedded.answers import call_text, parse_call
+from agentsched.engines.embedded.answers import call_text
 from agentsched.engines.embedded.frontend import ChatFrontend, RecordedTurn, load_scripts
 from agentsched.engines.embedded.preset import ensure_model
 from agentsched.engines.embedded.tokenizer import (
@@ -390,21 +390,3 @@ def test_a_whole_call_counts_without_the_end_token(frontend: ChatFrontend, token
     text = call_text("bash", '{"command": "ls"}')
     tokens = [SPECIAL_TOKENS.index(TOOL_CALL), *tokenizer.encode(text).ids]
     assert decoded(frontend, tokens) == ("", [("bash", '{"command": "ls"}')])
-
-
-@given(
-    name=st.text(), arguments=st.dictionaries(st.text(), st.text() | st.integers()), indent=st.integers(0, 3)
-)
-def test_a_call_keeps_the_spelling_of_its_arguments(
-    name: str, arguments: dict[str, Any], indent: int
-) -> None:
-    spelled = json.dumps(arguments, indent=indent or None, ensure_ascii=False)
-    call = parse_call(call_text(name, spelled))
-    assert call is not None
-    assert (call.name, call.arguments) == (name, spelled)
-
-
-def test_a_call_in_another_spelling_is_understood() -> None:
-    call = parse_call('{"arguments":{"command":"ls"},"name":"bash"}')
-    assert call is not None
-    assert (call.name, json.loads(call.arguments)) == ("bash", {"command": "ls"})

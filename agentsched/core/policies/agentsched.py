@@ -1,4 +1,4 @@
-"""Ours: seats by predicted peak, engine order by program, retention by the index of the gap."""
+"""Ours: seats by predicted peak, everything by turn of the program, retention by the index of the gap."""
 
 from __future__ import annotations
 
@@ -7,16 +7,9 @@ from collections.abc import Callable
 from agentsched.core.foresight import Foresight, Known, Learned, Oracle
 from agentsched.core.policies.fcfs_lru import Affinity, EngineOrder, Recency
 from agentsched.core.policies.gap_index import GapIndex
-from agentsched.core.policies.parts import Policy, RankKey, RankPart, Retention
+from agentsched.core.policies.parts import Policy, RankPart, Retention
 from agentsched.core.policies.seats import Mechanisms, Seats
-from agentsched.core.state import Program, State
-
-
-class ByArrival:
-    """Program-level FCFS: the program that came first goes first, in every one of its calls."""
-
-    def key(self, state: State, program: Program, now: float, *, preempted: bool) -> RankKey | None:
-        return RankKey(program.order, "by arrival of the program")
+from agentsched.core.policies.turns import Turns
 
 
 def agentsched() -> Policy:
@@ -52,12 +45,13 @@ def _policy(
     retention: Retention | None = None,
     rank: RankPart | None = None,
 ) -> Policy:
-    seats = Seats(foresight, gate)
+    turns = Turns()
+    seats = Seats(foresight, turns, gate)
     return Policy(
         name=name,
         admission=seats,
-        rank=rank or ByArrival(),
+        rank=rank or turns,
         retention=retention or GapIndex(foresight),
         placement=Affinity(),
-        learners=(seats,),
+        learners=(turns, seats),
     )

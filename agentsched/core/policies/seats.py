@@ -5,7 +5,7 @@ KV fits, every return finds its KV gone, and throughput falls to a third and sta
 program gets a seat only while the predicted peak over time of all seated programs, with it, fits
 into the engine's KV times its overcommit (``forecast.predicted_peak``). Around that:
 
-* Seats are given in the line's order. Who cannot be seated holds back who stands behind, and a first
+* Seats are given by turn (``turns``). Who cannot be seated holds back who stands behind, and a first
   program is always seated, so somebody can always run to the end, and everybody's turn comes.
 * A program whose gap lasts leaves its seat to whoever waits, once the gap's index is below the price
   of KV (``Ledger.price``). It comes back by its old place in line, and needs no more then than what
@@ -30,6 +30,7 @@ from agentsched.core.forecast import Forecast
 from agentsched.core.foresight import Foresight, index_at, leaves_at_s
 from agentsched.core.ledger import Ledger
 from agentsched.core.orders import Orders
+from agentsched.core.policies.turns import Turns
 from agentsched.core.state import EngineState, Program, State
 
 RETRY_AFTER_S = 30.0
@@ -79,14 +80,21 @@ class Seats:
     """The gate."""
 
     def __init__(
-        self, foresight: Foresight, mechanisms: Mechanisms | None = None, *, max_waiting: int = 10_000
+        self,
+        foresight: Foresight,
+        turns: Turns,
+        mechanisms: Mechanisms | None = None,
+        *,
+        max_waiting: int = 10_000,
     ) -> None:
+        """``turns`` has to observe before this does."""
         self._foresight = foresight
+        self._turns = turns
         self._with = mechanisms or Mechanisms()
         self._max_waiting = max_waiting
         self._ledgers: dict[str, Ledger] = {}
         self._overcommit: dict[str, Overcommit] = {}
-        self._line: list[tuple[int, str]] = []
+        self._line: list[tuple[tuple[float, int], str]] = []
         self._refused: str | None = None
         self._came: list[Program] = []
         self._touched: set[str] = set()
@@ -113,12 +121,12 @@ class Seats:
             case ev.EngineLost():
                 del self._ledgers[event.engine], self._overcommit[event.engine]
                 self._touched.discard(event.engine)
-                self._line = sorted((p.order, p.name) for p in state.queue.values())
+                self._line = sorted((self._turns.of(p), p.name) for p in state.queue.values())
                 self._refused = None
             case ev.ProgramClosed() if subject is not None and subject.home in self._ledgers:
                 self._drop(subject, subject.home)
             case ev.CallArrived() if subject is not None and subject.seat is None:
-                heapq.heappush(self._line, (subject.order, subject.name))
+                heapq.heappush(self._line, (self._turns.of(subject), subject.name))
                 self._came.append(subject)
             case ev.CallArrived() | ev.CallFinished() | ev.CallAborted() | ev.ToolStarted():
                 if subject is not None and subject.seat is not None:
@@ -155,8 +163,10 @@ class Seats:
                 self._relieve(state, orders, ledger)
         self._touched.clear()
         while self._line:
-            program = state.queue.get(self._line[0][1])
-            if program is not None and not self._seat(state, orders, program):
+            (_, order), name = self._line[0]
+            program = state.queue.get(name)
+            waits = program is not None and program.order == order
+            if program is not None and waits and not self._seat(state, orders, program):
                 return
             heapq.heappop(self._line)
 
@@ -195,6 +205,7 @@ class Seats:
                 orders.pause(leaver, "its gap lasts longer than its KV is worth, and others wait")
             self._put(program, engine, forecast, state)
             need, room = ledger.need_tokens, ledger.room_tokens
+            self._turns.seated(program)
             orders.admit(program, engine, f"with it programs need {need:,} of {room:,} tokens")
             self._refused = None
             return True
@@ -227,7 +238,7 @@ class Seats:
                 return None
             without.add(leaver)
         seats = state.seats[ledger.engine.name]
-        return sorted((seats[name] for name in without), key=lambda p: p.order)
+        return sorted((seats[name] for name in without), key=self._turns.of)
 
     def _relieve(self, state: State, orders: Orders, ledger: Ledger) -> None:
         def index(program: Program) -> float:

@@ -1,0 +1,89 @@
+"""Turns: arrival within a tenant, weighted shares between tenants."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentsched.core import Core, make_policy
+from agentsched.core import events as ev
+from agentsched.core.decisions import Admit
+from tests.core.harness import Harness
+
+TOKENS = 4_000
+
+
+class Shop:
+    """One engine with room for one program at a time, and tenants whose programs make one call each."""
+
+    def __init__(self, weights: dict[str, float]) -> None:
+        self.core = Core(make_policy("agentsched"))
+        self.weights = weights
+        self.served: list[str] = []
+        self._now = 0.0
+        self._count = 0
+        self._post(ev.EngineAttached(engine="e0", capacity_tokens=5_000, block_tokens=16))
+
+    def _post(self, event: ev.AnyEvent) -> None:
+        self._now += 1.0
+        for decision in self.core.handle(self._now, event):
+            if isinstance(decision, Admit):
+                self.served.append(decision.program)
+
+    def come(self, tenant: str) -> None:
+        self._count += 1
+        name = f"{tenant}-{self._count}"
+        self._post(ev.ProgramOpened(program=name, tenant=tenant, weight=self.weights[tenant]))
+        self._post(ev.CallArrived(call=name, program=name, prompt_tokens=TOKENS, max_output_tokens=9))
+
+    def serve(self) -> None:
+        """The seated program makes its call and ends."""
+        name = self.served[-1]
+        self._post(ev.CallStarted(call=name, cached_tokens=0))
+        self._post(ev.FirstToken(call=name))
+        self._post(ev.CallFinished(call=name, prompt_tokens=TOKENS, cached_tokens=0, output_tokens=9))
+        self._post(ev.ProgramClosed(program=name))
+
+
+def test_a_tenant_that_floods_the_line_waits_behind_its_own_programs() -> None:
+    shop = Shop({"flood": 1.0, "quiet": 1.0})
+    for _ in range(20):
+        shop.come("flood")
+    shop.come("quiet")
+    for _ in range(3):
+        shop.serve()
+    assert any(name.startswith("quiet") for name in shop.served[:4])
+
+
+@given(weight=st.sampled_from([1.0, 2.0, 3.0]), order=st.permutations(["a"] * 30 + ["b"] * 30))
+def test_backlogged_tenants_are_served_by_weight_within_a_program(weight: float, order: list[str]) -> None:
+    shop = Shop({"a": 1.0, "b": weight})
+    for tenant in order:
+        shop.come(tenant)
+    first = shop.served[0][0]  # it came to an empty shop, before there was anything to share
+    for _ in range(25):
+        shop.serve()
+    turns = [name[0] for name in shop.served[1:]]
+    for count in range(1, len(turns) + 1):
+        served = {tenant: turns[:count].count(tenant) for tenant in "ab"}
+        served[first] += 1
+        lead = abs(served["b"] / weight - served["a"])
+        assert lead <= 2.0, f"after {count}: {served}"
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.floats(0, 100)), max_size=80))
+def test_with_one_tenant_turns_are_the_order_of_arrival(steps: list[tuple[int, float]]) -> None:
+    harness = Harness("agentsched")
+    for choice, wait_s in steps:
+        harness.now += wait_s
+        choices = harness.choices()
+        choices[choice % len(choices)]()
+    line = [
+        (entry.decision.key, harness.core.state.programs[entry.decision.program].order)
+        for entry in harness.entries
+        if entry.decision is not None
+        and type(entry.decision).__name__ == "Rank"
+        and entry.decision.program in harness.core.state.programs
+    ]
+    keys = dict(sorted({order: key for key, order in line}.items()))
+    assert list(keys.values()) == sorted(keys.values())
