@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from agentsched.core import Core, make_policy
 from agentsched.core import events as ev
-from agentsched.core.decisions import Admit
+from agentsched.core.decisions import Admit, Rank
 from tests.core.harness import Harness
 
 TOKENS = 4_000
@@ -78,12 +78,11 @@ def test_with_one_tenant_turns_are_the_order_of_arrival(steps: list[tuple[int, f
         harness.now += wait_s
         choices = harness.choices()
         choices[choice % len(choices)]()
+    programs = harness.core.state.programs
     line = [
-        (entry.decision.key, harness.core.state.programs[entry.decision.program].order)
-        for entry in harness.entries
-        if entry.decision is not None
-        and type(entry.decision).__name__ == "Rank"
-        and entry.decision.program in harness.core.state.programs
+        (rank.key, programs[rank.program].order)
+        for rank in (entry.decision for entry in harness.entries)
+        if isinstance(rank, Rank) and rank.program in programs
     ]
     keys = dict(sorted({order: key for key, order in line}.items()))
     assert list(keys.values()) == sorted(keys.values())

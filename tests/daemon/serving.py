@@ -17,7 +17,8 @@ from agentsched.engines.batching import BatchingEngine
 from agentsched.engines.byte_frontend import VOCABULARY, ByteFrontend
 from agentsched.engines.contract import Engine
 from agentsched.engines.inprocess import InProcessEngine
-from agentsched.engines.simulated import CostProfile, simulated
+from agentsched.engines.cost import CostProfile
+from agentsched.engines.simulated import simulated
 
 DEADLINE_S = 20.0
 FAST = CostProfile(step_s=0.0, prefill_token_s=0.0, decode_row_s=0.0, attention_s=0.0)

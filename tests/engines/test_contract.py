@@ -12,7 +12,8 @@ import pytest
 from agentsched.engines.contract import Engine
 from agentsched.engines.inprocess import InProcessEngine
 from agentsched.engines.process import EngineProcess
-from agentsched.engines.simulated import CostProfile, simulated
+from agentsched.engines.cost import CostProfile
+from agentsched.engines.simulated import simulated
 from tests.engines.contract import EngineContract
 from tests.engines.lab import BLOCK_TOKENS, CAPACITY_TOKENS
 

@@ -24,7 +24,8 @@ from agentsched.engines.batching import BatchingEngine
 from agentsched.engines.contract import Capabilities, EngineGone, EngineOutput, GenerateRequest, Sampling
 from agentsched.engines.inprocess import InProcessEngine
 from agentsched.engines.process import EngineProcess, ReportPace
-from agentsched.engines.simulated import CostProfile, simulated
+from agentsched.engines.cost import CostProfile
+from agentsched.engines.simulated import simulated
 from agentsched.engines.wire import (
     MAX_FRAME_BYTES,
     Abort,
