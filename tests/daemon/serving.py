@@ -16,8 +16,8 @@ from agentsched.daemon.server import Daemon, Settings
 from agentsched.engines.batching import BatchingEngine
 from agentsched.engines.byte_frontend import VOCABULARY, ByteFrontend
 from agentsched.engines.contract import Engine
-from agentsched.engines.inprocess import InProcessEngine
 from agentsched.engines.cost import CostProfile
+from agentsched.engines.inprocess import InProcessEngine
 from agentsched.engines.simulated import simulated
 
 DEADLINE_S = 20.0

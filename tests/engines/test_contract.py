@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from agentsched.engines.contract import Engine
+from agentsched.engines.cost import CostProfile
 from agentsched.engines.inprocess import InProcessEngine
 from agentsched.engines.process import EngineProcess
-from agentsched.engines.cost import CostProfile
 from agentsched.engines.simulated import simulated
 from tests.engines.contract import EngineContract
 from tests.engines.lab import BLOCK_TOKENS, CAPACITY_TOKENS

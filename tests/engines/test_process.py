@@ -22,9 +22,9 @@ from agentsched.core.decisions import EngineTerms
 from agentsched.core.events import CallFinished, FirstToken, StepReport
 from agentsched.engines.batching import BatchingEngine
 from agentsched.engines.contract import Capabilities, EngineGone, EngineOutput, GenerateRequest, Sampling
+from agentsched.engines.cost import CostProfile
 from agentsched.engines.inprocess import InProcessEngine
 from agentsched.engines.process import EngineProcess, ReportPace
-from agentsched.engines.cost import CostProfile
 from agentsched.engines.simulated import simulated
 from agentsched.engines.wire import (
     MAX_FRAME_BYTES,
