@@ -62,7 +62,7 @@ docs/simulate.md tells what is simulated and what the figures mean.
     "--profile",
     default="llama-3.1-8b-h100",
     show_default=True,
-    help="What computing costs: model and device.",
+    help="What computing costs: model and device by name, or a file that `agentsched fit` wrote.",
 )
 @click.option("--kv-tokens", type=int, required=True, help="KV capacity of each engine.")
 @click.option("--host-tokens", type=int, default=0, show_default=True, help="Host tier of each engine.")

@@ -18,9 +18,9 @@ from itertools import islice
 
 from agentsched.core import ABLATION_NAMES, POLICY_NAMES, Core, make_policy
 from agentsched.core.log import Entry
-from agentsched.engines.cost import PROFILES
 from agentsched.workloads.arrivals import HOUR_S, day, gamma, with_deadlines
 from agentsched.workloads.bounds import recompute_bound_of_run
+from agentsched.workloads.fit import ProfileError, load_profile
 from agentsched.workloads.measures import RunFacts, summarise_run
 from agentsched.workloads.meter import Meter
 from agentsched.workloads.oracle import ScriptOracle
@@ -82,8 +82,10 @@ class Options:
             raise OptionError(
                 "give either --concurrency (closed loop) or --rate (open arrivals), and not both"
             )
-        if self.profile not in PROFILES:
-            raise OptionError(f"no profile {self.profile!r}; there are: {', '.join(PROFILES)}")
+        try:
+            load_profile(self.profile)
+        except ProfileError as error:
+            raise OptionError(str(error)) from None
         if not self.traces:
             raise OptionError("name at least one trace")
         for name in ("concurrency", "engines", "programs", "chunk_tokens", "max_running"):

@@ -15,8 +15,8 @@ from agentsched.core import Core, make_policy
 from agentsched.core import events as ev
 from agentsched.core.log import Entry
 from agentsched.engines.analytic import AnalyticEngine
-from agentsched.engines.cost import PROFILES
 from agentsched.workloads.arrivals import HOUR_S
+from agentsched.workloads.fit import load_profile
 from agentsched.workloads.meter import steady_span
 from agentsched.workloads.scripts import Piece, Script, Turn
 from agentsched.workloads.simulator import Conditions, Simulation
@@ -30,7 +30,7 @@ PROGRAMS_A_PLACE = 6
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """How an engine computes: name of a cost profile, and the limits of its batches."""
+    """How an engine computes: name or file of a cost profile, and the limits of its batches."""
 
     profile: str
     chunk_tokens: int = 2048
@@ -38,7 +38,7 @@ class Serving:
 
     def engine(self, kv_tokens: int, *, name: str = "e0", host_tokens: int = 0) -> AnalyticEngine:
         return AnalyticEngine(
-            PROFILES[self.profile],
+            load_profile(self.profile),
             kv_tokens,
             name=name,
             host_tokens=host_tokens,
