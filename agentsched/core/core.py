@@ -74,12 +74,14 @@ class Core:
             case ev.CallArrived() if subject is not None and subject.foreground:
                 self._rank(orders, subject)
                 self.policy.retention.returned(self.state, orders, subject)
-            case ev.CallFinished() | ev.ToolStarted() | ev.ToolProgressed() if subject is not None:
+            case ev.CallFinished() | ev.CallAborted() | ev.ToolStarted() | ev.ToolProgressed() if subject:
                 if subject.in_gap and subject.foreground:
                     self.policy.retention.away(self.state, orders, subject)
 
     def _rank(self, orders: Orders, program: Program, *, preempted: bool = False) -> None:
+        if program.seat is None:
+            return
         key = self.policy.rank.key(self.state, program, orders.now, preempted=preempted)
-        if program.seat is not None and key is not None and self._ranks.get(program.name) != key.value:
+        if key is not None and self._ranks.get(program.name) != key.value:
             self._ranks[program.name] = key.value
             orders.rank(program, program.seat, key.value, key.reason)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import msgspec
 
+LEAST_WEIGHT, MOST_WEIGHT = 1e-3, 1e3
+
 _NAMES = frozenset({"program", "call", "tool_call", "engine", "tenant"})
 
 
@@ -47,8 +49,10 @@ class ProgramOpened(Event, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         Value.__post_init__(self)
-        if not self.weight > 0:
-            raise ValueError(f"ProgramOpened.weight must be > 0, got {self.weight!r}")
+        if not LEAST_WEIGHT <= self.weight <= MOST_WEIGHT:
+            raise ValueError(
+                f"ProgramOpened.weight must be from {LEAST_WEIGHT} to {MOST_WEIGHT}, got {self.weight!r}"
+            )
 
 
 class CallArrived(Event, frozen=True, kw_only=True):
@@ -132,7 +136,7 @@ class ProgramClosed(Event, frozen=True, kw_only=True):
 
 
 class EngineAttached(Event, frozen=True, kw_only=True):
-    """An engine connected (again): its limits. A full ``StepReport`` snapshot follows.
+    """An engine connected (again, if it was lost): its limits. A full ``StepReport`` snapshot follows.
 
     ``host_tokens_per_s``: how fast KV comes back from host memory, where there is a tier of it.
     """
@@ -143,6 +147,11 @@ class EngineAttached(Event, frozen=True, kw_only=True):
     host_capacity_tokens: int = 0
     host_tokens_per_s: float = 0.0
     max_running: int = 64
+
+    def __post_init__(self) -> None:
+        Value.__post_init__(self)
+        if not self.capacity_tokens:
+            raise ValueError("EngineAttached.capacity_tokens must be > 0")
 
 
 class EngineLost(Event, frozen=True, kw_only=True):

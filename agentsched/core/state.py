@@ -93,8 +93,13 @@ class Program:
     calls_done: int = 0
     first_prompt_tokens: int = 0
     context_tokens: int = 0
+    began: bool = False  # a call of it has been started
     shared_tokens: int = 0  # of its context, held for others before its first call
+    context_shrank: bool = (
+        False  # its last call was far smaller than those before: a side call, or a new start
+    )
     gap_since_s: float | None = None
+    gap_is_retry: bool = False  # its last call was aborted, so what it waits for is no tool
     tools: dict[str, str] = field(default_factory=dict)  # asked for or running: tool call -> gap key
     gap_key: str = ""  # what the gap is predicted by: the tool, and its command class once known
     held_tokens: int = 0  # on device, as last reported
@@ -177,6 +182,8 @@ class State:
             case ev.ProgramClosed():
                 return self._close(event)
             case ev.EngineAttached():
+                if event.engine in self.engines:
+                    raise IllegalEvent(f"engine {event.engine!r} is attached already")
                 self.engines[event.engine] = EngineState(
                     name=event.engine,
                     capacity_tokens=event.capacity_tokens,
@@ -184,7 +191,7 @@ class State:
                     host_tokens=event.host_capacity_tokens,
                     host_tokens_per_s=event.host_tokens_per_s,
                 )
-                self.seats.setdefault(event.engine, {})
+                self.seats[event.engine] = {}
             case ev.EngineLost():
                 self._lose(event)
             case ev.StepReport():
@@ -242,9 +249,9 @@ class State:
         program = self.program(event.program)
         if event.call in self.calls:
             raise IllegalEvent(f"call {event.call!r} has arrived already")
-        if program.in_gap and program.gap_since_s is not None:
+        if program.in_gap and program.gap_since_s is not None and not program.gap_is_retry:
             self.gaps.observe(program.gap_key, now - program.gap_since_s)
-        program.gap_since_s = None
+        program.gap_since_s, program.gap_is_retry = None, False
         for tool_call in event.answers:
             program.tools.pop(tool_call, None)
         call = Call(event.call, event.program, now, event.prompt_tokens, event.max_output_tokens)
@@ -268,8 +275,8 @@ class State:
         program = self.programs[call.program]
         if isinstance(event, ev.CallStarted):
             call.started_s = now
-            if not program.calls_done:
-                program.shared_tokens = event.cached_tokens
+            if not program.began:
+                program.began, program.shared_tokens = True, event.cached_tokens
         if phase is not None:
             call.phase = phase
             return program
@@ -277,19 +284,30 @@ class State:
         if not program.waiting:
             self.queue.pop(program.name, None)
         if isinstance(event, ev.CallFinished):
-            program.calls_done += 1
-            program.context_tokens = event.prompt_tokens + event.output_tokens
-            self.contexts.observe_call(
-                program.name,
-                calls_done=program.calls_done,
-                tokens_now=program.context_tokens,
-                first_prompt_tokens=program.first_prompt_tokens,
-            )
-            program.tools.update({ref.tool_call: ref.tool for ref in event.tool_calls})
-            program.gap_key = event.tool_calls[0].tool if event.tool_calls else ""
+            self._finished(program, event)
+        elif program.in_gap:
+            program.gap_is_retry, program.gap_key = True, ""
+            if not program.calls_done:
+                program.first_prompt_tokens = 0
         if program.in_gap:
             program.gap_since_s = now
         return program
+
+    def _finished(self, program: Program, event: ev.CallFinished) -> None:
+        program.calls_done += 1
+        tokens = event.prompt_tokens + event.output_tokens
+        # One small call beside a large context is a title or a summary; two are a context begun anew.
+        program.context_shrank = 2 * tokens < program.context_tokens and not program.context_shrank
+        if not program.context_shrank:
+            program.context_tokens = tokens
+        self.contexts.observe_call(
+            program.name,
+            calls_done=program.calls_done,
+            tokens_now=program.context_tokens,
+            first_prompt_tokens=program.first_prompt_tokens,
+        )
+        program.tools.update({ref.tool_call: ref.tool for ref in event.tool_calls})
+        program.gap_key = event.tool_calls[0].tool if event.tool_calls else ""
 
     def _tool(self, event: ev.ToolStarted | ev.ToolProgressed | ev.ToolFinished) -> Program:
         program = self.program(event.program)

@@ -49,10 +49,14 @@ def test_ours_holds_back_a_program_that_would_overflow_later() -> None:
 def test_ours_gives_the_seat_of_a_program_that_stays_away_to_one_that_waits() -> None:
     harness, _ = seat_two("agentsched", 5_500)
     harness.run_call("p1")
-    wakeup = harness.core.next_wakeup()
-    assert wakeup is not None
-    assert wakeup > harness.now + 1
-    decided = harness.post(ev.Woken(), after_s=wakeup - harness.now)
+    decided: list[AnyDecision] = []
+    for _ in range(50):
+        wakeup = harness.core.next_wakeup()
+        assert wakeup is not None
+        assert wakeup > harness.now
+        decided = harness.post(ev.Woken(), after_s=wakeup - harness.now)
+        if decided:
+            break
     assert [d.program for d in of(Pause, decided)] == ["p1"]
     assert [d.program for d in of(Admit, decided)] == ["p2"]
     assert not of(Admit, harness.arrive("p1", 5_600)), "p1 waits for its turn now"

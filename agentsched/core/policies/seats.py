@@ -34,6 +34,9 @@ from agentsched.core.policies.turns import Turns
 from agentsched.core.state import EngineState, Program, State
 
 RETRY_AFTER_S = 30.0
+LOOK_AGAIN_S = 5.0
+"""Overcommit rises while somebody waits, so who was refused is looked at again after so long."""
+
 FULL_SHARE = 0.95
 """A program that has begun is let in up to this share of the KV: contexts grow on."""
 
@@ -96,6 +99,7 @@ class Seats:
         self._overcommit: dict[str, Overcommit] = {}
         self._line: list[tuple[tuple[float, int], str]] = []
         self._refused: str | None = None
+        self._looked_s = 0.0
         self._came: list[Program] = []
         self._touched: set[str] = set()
         """Engines whose ledger changed since the last review."""
@@ -115,6 +119,8 @@ class Seats:
             leaves_s, engine, name = heapq.heappop(self._leaves)
             if engine in self._ledgers and self._ledgers[engine].leave(name, leaves_s):
                 self._open.add(engine)
+        if subject is not None and subject.name == self._refused and not isinstance(event, ev.ToolProgressed):
+            self._refused = None  # it may want something else now
         match event:
             case ev.EngineAttached():
                 self._attach(state.engines[event.engine])
@@ -127,7 +133,8 @@ class Seats:
                 self._drop(subject, subject.home)
             case ev.CallArrived() if subject is not None and subject.seat is None:
                 heapq.heappush(self._line, (self._turns.of(subject), subject.name))
-                self._came.append(subject)
+                if len(subject.calls) == 1:
+                    self._came.append(subject)
             case ev.CallArrived() | ev.CallFinished() | ev.CallAborted() | ev.ToolStarted():
                 if subject is not None and subject.seat is not None:
                     self._put(subject, subject.seat, self._foresight.forecast(state, subject), state)
@@ -162,6 +169,8 @@ class Seats:
             if self._with.relief and ledger.need_tokens > ledger.room_tokens:
                 self._relieve(state, orders, ledger)
         self._touched.clear()
+        if len(self._line) > 2 * len(state.queue) + 64:
+            self._line = sorted((self._turns.of(p), p.name) for p in state.queue.values())
         while self._line:
             (_, order), name = self._line[0]
             program = state.queue.get(name)
@@ -171,7 +180,10 @@ class Seats:
             heapq.heappop(self._line)
 
     def next_review_s(self, state: State) -> float | None:
-        return self._leaves[0][0] if state.queue and self._leaves else None
+        if not state.queue or not self._ledgers:
+            return None
+        again_s = self._looked_s + LOOK_AGAIN_S
+        return min(again_s, self._leaves[0][0]) if self._leaves else again_s
 
     def bound_tokens(self, engine: str) -> float:
         """What the predicted peak of an engine's programs has to stay within, with a new one."""
@@ -188,8 +200,9 @@ class Seats:
                 orders.reject(program, RETRY_AFTER_S, f"{self._max_waiting} programs wait already")
 
     def _seat(self, state: State, orders: Orders, program: Program) -> bool:
-        if self._refused != program.name:
+        if self._refused != program.name or orders.now >= self._looked_s + LOOK_AGAIN_S:
             self._open.update(self._ledgers)
+            self._looked_s = orders.now
         self._refused = program.name
         if not self._open:
             return False
