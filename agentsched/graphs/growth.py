@@ -48,7 +48,7 @@ PRIOR_WEIGHT_CALLS = 50.0
 """Calls that the prior growth is worth: those seen first are programs' first ones, which look around and
 add little, so they say less than their number."""
 
-OWN_WEIGHT_CALLS = 4.0
+OWN_WEIGHT_CALLS = 8.0
 """How many of a program's own calls the growth of others is worth."""
 
 POOLED_WEIGHT_CALLS = 10.0
@@ -129,9 +129,10 @@ class Growth:
 
     def tokens_per_call(self, size: int, prior: float) -> float:
         """Of programs that began alike; where little is known, of all, and at first ``prior``."""
-        calls = POOLED_WEIGHT_CALLS * self._weight
         prior_calls = PRIOR_WEIGHT_CALLS * self._weight
         pooled = (self._pooled[0] + prior_calls * prior) / (self._pooled[1] + prior_calls)
+        # The first calls of all say as little of programs that began alike as of others.
+        calls = POOLED_WEIGHT_CALLS * self._weight + max(0.0, prior_calls - self._pooled[1])
         tokens = calls * pooled
         for away, weight in KERNEL:
             sums = self._classes.get(size + away)

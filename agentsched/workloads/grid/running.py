@@ -6,10 +6,12 @@ not know is the version of the code: after a change, start with an empty file.
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TypeVar
 
@@ -79,7 +81,7 @@ def _spread(
         yield from (work(*each) for each in listed)
         return
     # Threads of the caller (a progress bar's) must not be forked.
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _leave_interrupts) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin_worker) as pool:
         futures: list[Future[Result]] = [pool.submit(work, *each) for each in listed]
         try:
             for future in as_completed(futures):
@@ -88,5 +90,14 @@ def _spread(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _leave_interrupts() -> None:
+def _begin_worker() -> None:
+    """Interrupts are the parent's to take; and when it dies, by whatever, so does this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
