@@ -173,7 +173,7 @@ def test_one_program_in_two_traces_is_an_error() -> None:
     [
         ({"rate": 3.0}, "either --concurrency .* or --rate"),
         ({"concurrency": None}, "either --concurrency .* or --rate"),
-        ({"profile": "abacus"}, "no profile 'abacus'; there are: llama"),
+        ({"profile": "abacus"}, "no profile 'abacus': neither one of llama"),
         ({"concurrency": 0}, "--concurrency must be at least 1"),
         ({"kv_tokens": 3}, "--kv-tokens must be at least one block"),
         ({"hours": -1.0}, "--hours must be positive"),
