@@ -202,7 +202,7 @@ def test_a_leased_limit_falls_back_to_the_standing_one(sandbox: Sandbox) -> None
             Path(entry).parent / name for entry in leaf.entries() if (Path(entry).parent / name).exists()
         )
         before = files[0].read_text()
-        leaf.limit_memory(64 << 20, lease_s=0.4)
+        leaf.limit_memory(64 << 20, lease_s=1.0)
         during = files[0].read_text()
         seen.append([before.strip(), during.strip()])
         seen.append([str(eventually(lambda: files[0].read_text() == before))])
@@ -221,8 +221,8 @@ def test_the_none_backend_thaws_by_lease_too(plain: Sandbox) -> None:
     states: list[bool] = []
 
     def started(leaf: Leaf, pid: int) -> None:
-        leaf.freeze(lease_s=0.5)
-        states.append(eventually(lambda: _state(pid) == "T", 0.4))
+        leaf.freeze(lease_s=2.0)
+        states.append(eventually(lambda: _state(pid) == "T", 1.9))
         states.append(eventually(lambda: _state(pid) != "T", 5.0))
 
     assert plain.run(ToolSpec(argv=["sleep", "0.3"], timeout_s=20), on_start=started).exit_status == 0
