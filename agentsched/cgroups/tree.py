@@ -104,11 +104,6 @@ def kill(root: str) -> None:
             continue
 
 
-def is_empty(root: str) -> bool:
-    """Whether no live process is in the v2 folder ``root`` or below, or it is gone."""
-    return keyed(read_if_there(f"{root}/cgroup.events"), "populated") == 0
-
-
 def _remove_once(root: str) -> bool:
     done = True
     for folder in folders(root):

@@ -60,11 +60,6 @@ class Gate:
         """The engine is gone, and with it the seats there."""
         self._seat = {program: seat for program, seat in self._seat.items() if seat != engine}
 
-    def refuse_all(self, error: Exception) -> None:
-        """No call that waits now will ever pass."""
-        for ticket in list(self._held.values()):
-            ticket.refuse(error)
-
     def carry_out(self, decision: de.Admit | de.Pause | de.Reject | de.Migrate) -> None:
         match decision:
             case de.Admit() | de.Migrate():

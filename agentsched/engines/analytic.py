@@ -96,24 +96,6 @@ class AnalyticEngine:
             self._queue.sort(key=self._turn)
             self._interrupt(now)
 
-    def abort(self, call: str, now: float) -> None:
-        """The client has gone."""
-        known = self._calls.get(call)
-        if known is None:
-            return
-        if known.path is None:
-            self._queue.remove(known)
-            del self._calls[call]
-        else:
-            if self._run is not None:
-                self._run.cut(now)
-                self._finish(self._run, now)
-                self._run = None
-            if call in self._calls:
-                self._leave(known, now)
-        self._outputs.append(CallAborted(call=call, reason="aborted on request"))
-        self._interrupt(now)
-
     def forget(self, program: str) -> None:
         """The program has ended. Nothing depends on it; a real engine forgets owners by age."""
         self.kv.disown(program)
@@ -297,15 +279,16 @@ class AnalyticEngine:
 
     def _grow(self, steps: int, now: float) -> None:
         kv = self.kv
-        short = self._growth(steps) - kv.free_blocks
+        growing = [
+            (call, lacking) for _, _, call in self._ends if (lacking := self._lacking(call, steps)) > 0
+        ]
+        short = sum(lacking for _, lacking in growing) - kv.free_blocks
         if short > 0:
             for node, count in kv.victims(short, now, float("inf")):
                 kv.evict(node, count, now)
-        for _, _, call in self._ends:
-            lacking = self._lacking(call, steps)
-            if lacking > 0:
-                kv.reserve(call.program, lacking)
-                call.private += lacking
+        for call, lacking in growing:
+            kv.reserve(call.program, lacking)
+            call.private += lacking
 
     def _prefilled(self, call: Call, now: float) -> None:
         """Its prefill is over, and with it comes the next token."""

@@ -64,7 +64,6 @@ class _Running:
     answers: tuple[str, ...] = ()
     agents_left: int = 0
     gap_over: bool = False
-    attempts: int = 0
 
 
 class Simulation:
@@ -223,7 +222,6 @@ class Simulation:
         if program.turn == 0:
             program.own_tokens = -program.script.prefix_tokens
         program.own_tokens += turn.new_tokens
-        program.attempts = 0
         self._call(program)
 
     def _pieces(self, program: _Running, turn: Turn) -> tuple[tuple[str, int], ...]:
@@ -240,7 +238,6 @@ class Simulation:
         turn = program.script.turns[program.turn]
         pieces = self._pieces(program, turn)
         prompt = sum(tokens for _, tokens in pieces)
-        program.attempts += 1
         call = f"{program.script.program}/{program.turn}"
         self._owner[call] = program
         program.waiting = _Request(call, pieces, prompt, turn.output_tokens)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 from agentsched.core.foresight import Foresight, Known, Learned, Oracle
-from agentsched.core.policies.fcfs_lru import Affinity, EngineOrder, Recency
+from agentsched.core.policies.fcfs_lru import EngineOrder, Recency
 from agentsched.core.policies.gap_index import GapIndex
 from agentsched.core.policies.parts import Policy, RankPart, Retention
 from agentsched.core.policies.seats import Mechanisms, Seats
@@ -20,21 +22,6 @@ def agentsched() -> Policy:
 def clairvoyant(oracle: Oracle) -> Policy:
     """The same, knowing every program's future: the yardstick of what prediction could gain."""
     return _policy("clairvoyant", Known(oracle))
-
-
-ABLATIONS: dict[str, Callable[[], Policy]] = {
-    "agentsched-no-peak": lambda: _policy("agentsched-no-peak", Learned(), gate=Mechanisms(peak=False)),
-    "agentsched-no-overcommit": lambda: _policy(
-        "agentsched-no-overcommit", Learned(), gate=Mechanisms(overcommit=False)
-    ),
-    "agentsched-no-leaving": lambda: _policy(
-        "agentsched-no-leaving", Learned(), gate=Mechanisms(leaving=False)
-    ),
-    "agentsched-no-relief": lambda: _policy("agentsched-no-relief", Learned(), gate=Mechanisms(relief=False)),
-    "agentsched-no-retention": lambda: _policy("agentsched-no-retention", Learned(), retention=Recency()),
-    "agentsched-no-order": lambda: _policy("agentsched-no-order", Learned(), rank=EngineOrder()),
-}
-"""Ours with one mechanism switched off, by name."""
 
 
 def _policy(
@@ -52,6 +39,24 @@ def _policy(
         admission=seats,
         rank=rank or turns,
         retention=retention or GapIndex(foresight),
-        placement=Affinity(),
+        placement=seats,
         learners=(turns, seats),
     )
+
+
+def _without(mechanism: str) -> Policy:
+    name = f"agentsched-no-{mechanism}"
+    match mechanism:
+        case "retention":
+            return _policy(name, Learned(), retention=Recency())
+        case "order":
+            return _policy(name, Learned(), rank=EngineOrder())
+        case _:
+            return _policy(name, Learned(), gate=replace(Mechanisms(), **{mechanism: False}))
+
+
+ABLATIONS: dict[str, Callable[[], Policy]] = {
+    f"agentsched-no-{mechanism}": partial(_without, mechanism)
+    for mechanism in ("peak", "overcommit", "leaving", "relief", "retention", "order")
+}
+"""Ours with one mechanism switched off, by name."""

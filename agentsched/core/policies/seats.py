@@ -80,7 +80,7 @@ class Mechanisms:
 
 
 class Seats:
-    """The gate."""
+    """The gate; and the placement, for where there is room only the ledgers know."""
 
     def __init__(
         self,
@@ -127,7 +127,8 @@ class Seats:
             case ev.EngineLost():
                 del self._ledgers[event.engine], self._overcommit[event.engine]
                 self._touched.discard(event.engine)
-                self._line = sorted((self._turns.of(p), p.name) for p in state.queue.values())
+                self._open.discard(event.engine)
+                self._line_up(state)
                 self._refused = None
             case ev.ProgramClosed() if subject is not None and subject.home in self._ledgers:
                 self._drop(subject, subject.home)
@@ -156,6 +157,9 @@ class Seats:
         self._touched.add(engine)
         self._open.add(engine)
 
+    def _line_up(self, state: State) -> None:
+        self._line = sorted((self._turns.of(p), p.name) for p in state.queue.values())
+
     def _drop(self, program: Program, engine: str) -> None:
         self._ledgers[engine].drop(program, self._now)
         self._open.add(engine)
@@ -170,7 +174,7 @@ class Seats:
                 self._relieve(state, orders, ledger)
         self._touched.clear()
         if len(self._line) > 2 * len(state.queue) + 64:
-            self._line = sorted((self._turns.of(p), p.name) for p in state.queue.values())
+            self._line_up(state)
         while self._line:
             (_, order), name = self._line[0]
             program = state.queue.get(name)
@@ -207,9 +211,11 @@ class Seats:
         if not self._open:
             return False
         forecast = self._foresight.forecast(state, program)
-        for ledger in self._candidates(program):
-            engine = ledger.engine.name
+        for engine in self.candidates(state, program):
+            if engine not in self._open:
+                continue
             self._open.discard(engine)
+            ledger = self._ledgers[engine]
             leavers = self._who_leaves(state, ledger, program, forecast)
             if leavers is None:
                 continue
@@ -224,14 +230,14 @@ class Seats:
             return True
         return False
 
-    def _candidates(self, program: Program) -> list[Ledger]:
-        """Where its KV may be first, then by room; engines where nothing changed are left out."""
+    def candidates(self, state: State, program: Program) -> list[str]:
+        """Where its KV may be first, then by room."""
 
-        def place(ledger: Ledger) -> tuple[bool, float, str]:
-            engine = ledger.engine
-            return (engine.name != program.home, ledger.need_tokens / engine.capacity_tokens, engine.name)
+        def place(name: str) -> tuple[bool, float, str]:
+            ledger = self._ledgers[name]
+            return (name != program.home, ledger.need_tokens / ledger.engine.capacity_tokens, name)
 
-        return sorted((self._ledgers[name] for name in self._open if name in self._ledgers), key=place)
+        return sorted(self._ledgers, key=place)
 
     def _who_leaves(
         self, state: State, ledger: Ledger, program: Program, forecast: Forecast
