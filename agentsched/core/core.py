@@ -46,6 +46,9 @@ class Core:
         orders = Orders(self.state, self._numbering, now)
         self._follow(orders, event, subject)
         self.policy.admission.review(self.state, orders)
+        for program, engine in orders.paused:
+            if not program.foreground:
+                self.policy.retention.paused(self.state, orders, program, engine)
         for program in orders.admitted:  # what the engine knew was released with the last seat
             self._ranks.pop(program.name, None)
             self._rank(orders, program)

@@ -50,6 +50,10 @@ class Rank(Decision, frozen=True, kw_only=True):
     key: float
 
 
+YIELDS = 1e-6
+"""KV worth no more than this yields to new calls, least worth first; KV worth more makes them wait."""
+
+
 class Worth(Value, frozen=True, kw_only=True):
     """One step of a step function of time: ``value`` holds until ``until_s`` (monotonic seconds)."""
 
@@ -122,14 +126,15 @@ class Migrate(Decision, frozen=True, kw_only=True):
 
 
 class EngineTerms(Decision, frozen=True, kw_only=True):
-    """Terms for one engine: prices below which KV is demoted or dropped, and batch limits."""
+    """Terms for one engine: up to which worth KV yields to new calls on the device, below which it is not
+    kept in host memory, and batch limits (None: the engine's own)."""
 
     engine: str
     free_floor_tokens: int = 0
-    device_price: float = 0.0
+    device_price: float = YIELDS
     host_price: float = 0.0
-    chunk_tokens: int = 512
-    max_running: int = 64
+    chunk_tokens: int | None = None
+    max_running: int | None = None
 
 
 AnyDecision = Admit | Pause | Reject | Rank | Retain | Prefetch | Release | Migrate | EngineTerms

@@ -32,6 +32,7 @@ class Orders:
         self.now = now
         self.decided: list[de.AnyDecision] = []
         self.admitted: list[Program] = []
+        self.paused: list[tuple[Program, str]] = []
         self._state = state
         self._numbering = numbering
 
@@ -51,13 +52,13 @@ class Orders:
             self.release(program, source, "it moved to another engine")
 
     def pause(self, program: Program, reason: str) -> None:
-        """Take a program's seat away; its KV is worth nothing from now on."""
+        """Take a program's seat away; what its KV is worth from now on, retention says."""
         engine = program.seat
         if engine is None:
             raise IllegalEvent(f"program {program.name!r} is paused already")
         self._state.unseat(program)
+        self.paused.append((program, engine))
         self.decided.append(de.Pause(program=program.name, **self._stamp(reason)))  # type: ignore[arg-type]
-        self.release(program, engine, reason)
 
     def reject(self, program: Program, retry_after_s: float, reason: str) -> None:
         """Turn every waiting call of a program away."""
@@ -70,10 +71,20 @@ class Orders:
         self.decided.append(de.Rank(program=program.name, engine=engine, key=key, **self._stamp(reason)))  # type: ignore[arg-type]
 
     def retain(
-        self, program: Program, engine: str, steps: tuple[de.Worth, ...], lease_until_s: float, reason: str
+        self,
+        program: Program,
+        engine: str,
+        steps: tuple[de.Worth, ...],
+        lease_until_s: float,
+        reason: str,
+        *,
+        host: tuple[de.Worth, ...] = (),
     ) -> None:
-        """Keep the whole context by one step function. Whole blocks past it are of later calls."""
-        segment = de.Segment(start_tokens=0, end_tokens=max(1, program.expected_context_tokens), device=steps)
+        """Keep the whole context by one step function on the device, and one in host memory. Whole
+        blocks past it are of later calls."""
+        segment = de.Segment(
+            start_tokens=0, end_tokens=max(1, program.expected_context_tokens), device=steps, host=host
+        )
         self.decided.append(
             de.Retain(
                 program=program.name,

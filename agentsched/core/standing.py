@@ -24,6 +24,7 @@ from collections.abc import Iterable
 from typing import Any, assert_never
 
 from agentsched.core.decisions import (
+    YIELDS,
     EngineOrder,
     EngineTerms,
     Prefetch,
@@ -117,6 +118,31 @@ class StandingOrders:
         self.epoch, self.terms = epoch, None
         for orders in (self._retain, self._rank, self._prefetch, self._newest):
             orders.clear()
+
+    @property
+    def device_price(self) -> float:
+        """Blocks worth no more than this are evicted for new calls."""
+        return self.terms.device_price if self.terms else YIELDS
+
+    @property
+    def host_price(self) -> float:
+        """Blocks worth less than this are not kept in host memory."""
+        return self.terms.host_price if self.terms else 0.0
+
+    @property
+    def free_floor_tokens(self) -> int:
+        """Tokens that new calls have to leave free."""
+        return self.terms.free_floor_tokens if self.terms else 0
+
+    def chunk_tokens(self, own: int) -> int:
+        """Tokens that a step may prefill; ``own``: where the terms do not say."""
+        said = self.terms.chunk_tokens if self.terms else None
+        return own if said is None else max(1, said)
+
+    def max_running(self, own: int) -> int:
+        """Calls in a batch, never more than the engine's ``own`` limit."""
+        said = self.terms.max_running if self.terms else None
+        return own if said is None else min(own, max(1, said))
 
     def rank(self, program: str) -> float:
         """The program's batch order; lower goes first. 0 without an order."""

@@ -178,8 +178,7 @@ class AnalyticEngine:
 
     def _prefills(self, now: float) -> tuple[list[tuple[Call, int]], bool]:
         """Which calls prefill how many tokens in the next step; whether steps after it differ."""
-        terms = self._orders.terms
-        budget = whole = max(1, terms.chunk_tokens) if terms else self._chunk_tokens
+        budget = whole = self._orders.chunk_tokens(self._chunk_tokens)
         waiting = [call for call in self._running if not call.decoding and call.ready_s <= now]
         waiting.sort(key=self._turn, reverse=True)
         batch: list[tuple[Call, int]] = []
@@ -201,15 +200,14 @@ class AnalyticEngine:
         return batch, not (len(batch) == 1 and batch[0][1] == whole)
 
     def _start(self, call: Call, now: float) -> bool:
-        kv, terms = self.kv, self._orders.terms
-        limit = min(self.max_running, max(1, terms.max_running)) if terms else self.max_running
-        if len(self._running) >= limit:
+        kv = self.kv
+        if len(self._running) >= self._orders.max_running(self.max_running):
             return False
         path = self._path(call)
         full = (call.context_tokens - 1) // kv.block_tokens
         device, host, once = kv.match(path, full)
         fresh = kv.blocks_for(call.context_tokens) - device
-        floor = kv.blocks_for(terms.free_floor_tokens) if terms else 0
+        floor = kv.blocks_for(self._orders.free_floor_tokens)
         headroom = max(len(self._running), floor) if self._running else 0
         if kv.free_blocks + kv.idle_blocks - kv.idle_on(path) < fresh + headroom:
             return False
@@ -238,7 +236,7 @@ class AnalyticEngine:
     def _clear(self, blocks: int, now: float) -> bool:
         """Evict for a new call until so many blocks are free; breaks leases only when stuck."""
         kv = self.kv
-        price = self._orders.terms.device_price if self._orders.terms else 0.0
+        price = self._orders.device_price
         while (short := blocks - kv.free_blocks) > 0:
             victims = kv.victims(short, now, price)
             if sum(count for _, count in victims) == short:

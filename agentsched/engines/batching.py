@@ -225,8 +225,7 @@ class BatchingEngine:
         batch = [(call, 1) for call in self._running if call.decoding]
         prefilling = sorted((call for call in self._running if not call.decoding), key=self._turn)
         prefilling.reverse()
-        terms = self._orders.terms
-        budget = max(1, terms.chunk_tokens) if terms else self._chunk_tokens
+        budget = self._orders.chunk_tokens(self._chunk_tokens)
         admitting = len(self._tally.preempted) == preempted
         while budget:
             head = self._queue[0] if admitting and self._queue else None
@@ -273,15 +272,14 @@ class BatchingEngine:
 
     def _start(self, call: Call, now: float, outputs: list[EngineOutput]) -> bool:
         """Give the head of the queue its blocks, if there is room; the module says by what right."""
-        kv, terms = self._kv, self._orders.terms
-        limit = self._capabilities.max_running
-        if len(self._running) >= (min(limit, max(1, terms.max_running)) if terms else limit):
+        kv = self._kv
+        if len(self._running) >= self._orders.max_running(self._capabilities.max_running):
             return False
         # The last token is always computed: its logits give the next one.
         full = (len(call.context) - 1) // kv.block_tokens
         path = kv.match(call.keys, full, call.match)
         fresh = kv.blocks_for(len(call.context)) - len(path)
-        floor = kv.blocks_for(terms.free_floor_tokens) if terms else 0
+        floor = kv.blocks_for(self._orders.free_floor_tokens)
         headroom = max(len(self._running), floor) if self._running else 0
         if kv.available_beside(path) < fresh + headroom:
             return False
@@ -302,7 +300,7 @@ class BatchingEngine:
     def _clear(self, blocks: int, now: float) -> bool:
         """Evict for a new call until so many blocks are free; breaks leases only when stuck."""
         kv = self._kv
-        price = self._orders.terms.device_price if self._orders.terms else 0.0
+        price = self._orders.device_price
         while (short := blocks - kv.free_blocks) > 0:
             victims = kv.victims(short, now, price)
             if len(victims) == short:

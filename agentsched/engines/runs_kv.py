@@ -302,7 +302,7 @@ class RunCache:
         """How many of the node's last blocks find a place in host memory; makes it."""
         if not self.host_blocks:
             return 0
-        price = self._orders.terms.host_price if self._orders.terms else 0.0
+        price = self._orders.host_price
         tail = (node.start + node.held - blocks) * self.block_tokens
         value = self._value(node, tail, now, host=True)
         if value < price or (node.parent is not None and node.host_children and not node.held):

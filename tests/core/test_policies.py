@@ -8,7 +8,7 @@ import pytest
 
 from agentsched.core import events as ev
 from agentsched.core import make_policy
-from agentsched.core.decisions import Admit, AnyDecision, Pause, Rank, Release, Retain
+from agentsched.core.decisions import YIELDS, Admit, AnyDecision, Pause, Rank, Release, Retain
 from agentsched.core.forecast import Forecast, predicted_peak
 from agentsched.core.foresight import gap_index, index_at, leaves_at_s
 from agentsched.core.policies.continuum import best_ttl_s
@@ -59,6 +59,10 @@ def test_ours_gives_the_seat_of_a_program_that_stays_away_to_one_that_waits() ->
             break
     assert [d.program for d in of(Pause, decided)] == ["p1"]
     assert [d.program for d in of(Admit, decided)] == ["p2"]
+    [kept] = of(Retain, decided)
+    worth = [worth_at(kept.segments[0].device, harness.now + later_s) for later_s in (1.0, 600.0)]
+    assert kept.program == "p1", "it will be back: worth more than what has ended, less than what has a seat"
+    assert worth == [YIELDS, YIELDS]
     assert not of(Admit, harness.arrive("p1", 5_600)), "p1 waits for its turn now"
 
 

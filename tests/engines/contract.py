@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from agentsched.core.decisions import YIELDS
 from agentsched.core.events import CallAborted, CallFinished, CallStarted, FirstToken
 from agentsched.engines.contract import Engine, RequestRefused, TokensOut
 from tests.engines.lab import BLOCK_TOKENS, CAPACITY_TOKENS, FOREVER, Lab, held_of
@@ -238,6 +239,18 @@ class EngineContract:
         await lab.fill(CAPACITY_TOKENS - blocks(16))
         assert await lab.cached(prompts[dear], dear) == cached_at_most(prompts[dear])
         assert await lab.cached(prompts[cheap], cheap) == 0
+
+    async def test_kv_that_yields_outlives_newer_kv_worth_nothing_and_holds_up_nobody(self, lab: Lab) -> None:
+        older, newer, program = lab.tokens(blocks(16)), lab.tokens(blocks(16)), lab.name("program")
+        await lab.cached(older, program)
+        await lab.order(lab.retain(program, 999, YIELDS))
+        await lab.cached(newer)
+        await lab.fill(blocks(40))
+        assert await lab.cached(older, program) == cached_at_most(older)
+        await lab.order(lab.retain(program, 999, YIELDS))
+        await lab.fill(CAPACITY_TOKENS - BLOCK_TOKENS)
+        assert await lab.cached(older, program) <= BLOCK_TOKENS
+        assert not any(report.broken_leases for report in lab.reports)
 
     @pytest.mark.parametrize("how", ["lease over", "released", "new epoch"])
     async def test_retention_ends(self, lab: Lab, how: str) -> None:

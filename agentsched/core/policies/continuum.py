@@ -142,6 +142,9 @@ class ToolTTL:
             until_s = orders.now + QUEUED_LEASE_S
             self._pin(orders, program, program.seat, until_s, "back within its TTL: pinned until it ran")
 
+    def paused(self, state: State, orders: Orders, program: Program, engine: str) -> None:
+        orders.release(program, engine, "it is paused")
+
     def _pin(self, orders: Orders, program: Program, engine: str, until_s: float, reason: str) -> None:
         """A later program is worth a hair less: it is unpinned first when nothing can run."""
         worth = Worth(until_s=until_s, value=1.0 - min(program.order, 10**6) * 1e-7)

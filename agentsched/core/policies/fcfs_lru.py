@@ -55,6 +55,9 @@ class Recency:
     def returned(self, state: State, orders: Orders, program: Program) -> None:
         return None
 
+    def paused(self, state: State, orders: Orders, program: Program, engine: str) -> None:
+        orders.release(program, engine, "it is paused")
+
 
 def fcfs_lru() -> Policy:
     """A new ``fcfs-lru`` policy."""

@@ -4,11 +4,15 @@ Holding n tokens through a gap costs n x time; it saves the prefill of n tokens 
 back while they are held. ``foresight.gap_index`` is the best rate at which holding can pay. It is
 sent as a step function of time, so the engine lets KV go on its own, lowest index first, when the
 tool takes longer than such tools do.
+
+A paused program will come back, but nobody knows when: its KV yields to whoever has a seat, and is worth
+more than that of programs that have ended, which the engine would not tell apart by itself. In host memory
+the same values hold; what has ended is not kept there at all.
 """
 
 from __future__ import annotations
 
-from agentsched.core.decisions import Worth
+from agentsched.core.decisions import YIELDS, Worth
 from agentsched.core.foresight import Foresight, GapCurve
 from agentsched.core.orders import Orders
 from agentsched.core.state import Program, State
@@ -18,6 +22,7 @@ MIN_TTL_S = 10.0
 MAX_STEPS = 7
 RETURNED_VALUE = 1e6
 RETURNED_LEASE_S = 600.0
+PAUSED_LEASE_S = 3600.0
 
 
 def worth_of_gap(curve: GapCurve, gap_since_s: float, now: float) -> tuple[Worth, ...]:
@@ -40,14 +45,14 @@ class GapIndex:
         self._foresight = foresight
 
     def terms(self, orders: Orders, engine: str) -> None:
-        return None
+        orders.terms(engine, "KV of programs that have ended has no place in host memory", host_price=YIELDS)
 
     def away(self, state: State, orders: Orders, program: Program) -> None:
         if program.seat is None or program.gap_since_s is None:
             return
         steps = worth_of_gap(self._foresight.gap(state, program), program.gap_since_s, orders.now)
         reason = f"away with {program.gap_key or 'no tool'}: index {steps[0].value:.2f}/s now"
-        orders.retain(program, program.seat, steps, steps[-1].until_s, reason)
+        orders.retain(program, program.seat, steps, steps[-1].until_s, reason, host=steps)
 
     def returned(self, state: State, orders: Orders, program: Program) -> None:
         """Its next call is queued: nothing is worth more than what it is about to use."""
@@ -55,4 +60,9 @@ class GapIndex:
             return
         until_s = orders.now + RETURNED_LEASE_S
         worth = Worth(until_s=until_s, value=RETURNED_VALUE)
-        orders.retain(program, program.seat, (worth,), until_s, "its next call is queued")
+        orders.retain(program, program.seat, (worth,), until_s, "its next call is queued", host=(worth,))
+
+    def paused(self, state: State, orders: Orders, program: Program, engine: str) -> None:
+        until_s = orders.now + PAUSED_LEASE_S
+        worth = Worth(until_s=until_s, value=YIELDS)
+        orders.retain(program, engine, (worth,), until_s, "it is paused, and will be back", host=(worth,))

@@ -70,6 +70,10 @@ class Retention(Protocol):
         """A foreground program's next call is on its way to the engine."""
         ...
 
+    def paused(self, state: State, orders: Orders, program: Program, engine: str) -> None:
+        """A program has lost its seat on ``engine``, where its KV is."""
+        ...
+
 
 @dataclass(frozen=True)
 class Policy:

@@ -94,6 +94,9 @@ class ReuseWeighted:
         worth = Worth(until_s=until_s, value=2.0 - score(0.0, 1.0, size))
         orders.retain(program, program.seat, (worth,), until_s, "its next call is queued: reuse is certain")
 
+    def paused(self, state: State, orders: Orders, program: Program, engine: str) -> None:
+        orders.release(program, engine, "it is paused")
+
     def _steps(
         self, state: State, program: Program, elapsed_s: float, ttl_s: float, load: EngineLoad
     ) -> tuple[Worth, ...]:
