@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
+from math import inf
 
 from agentsched.core.forecast import Forecast, predicted_peak
 from agentsched.core.state import EngineState, Program
 
 ACTIVE_OVER_S = 120.0
 LEAST_ACTIVE = 0.05
+ALIKE = 1.03
 
 
 class Ledger:
@@ -18,6 +21,8 @@ class Ledger:
     def __init__(self, engine: EngineState) -> None:
         self.engine = engine
         self.need_tokens = 0
+        self.room_tokens = engine.capacity_tokens
+        """KV for what programs do not share."""
         self.active_share = 0.5
         """Mean share of the need whose programs are in the engine, not away (over two minutes)."""
         self._forecasts: dict[str, Forecast] = {}
@@ -32,11 +37,21 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._forecasts)
 
-    @property
-    def room_tokens(self) -> int:
-        """KV for what programs do not share. Programs that found the same amount of their first prompt
-        in place are taken to share it."""
-        return self.engine.capacity_tokens - sum(self._shared)
+    def __contains__(self, program: Program) -> bool:
+        return program.name in self._forecasts
+
+    def _make_room(self) -> None:
+        """Anew, since other amounts are shared now.
+
+        Who found nearly as much as another in place is taken to have found the same, others to have
+        found something else. Where that would fill half of the KV, many amounts have to be parts of
+        each other.
+        """
+        capacity = self.engine.capacity_tokens
+        amounts = sorted(self._shared)
+        apart = sum(amount for amount, larger in pairwise([*amounts, inf]) if larger > ALIKE * amount)
+        shared = min(apart, max([capacity // 2, *amounts[-1:]]))
+        self.room_tokens = max(1, capacity - shared)
 
     def put(self, program: Program, forecast: Forecast, leaves_s: float | None, now: float) -> None:
         """Seat the program, or renew its entry. ``leaves_s``: when its gap is not worth holding KV for
@@ -47,6 +62,8 @@ class Ledger:
         self.need_tokens += tokens
         self._shared_by[name] = program.shared_tokens
         self._shared[program.shared_tokens] += 1
+        if self._shared[program.shared_tokens] == 1:
+            self._make_room()
         if leaves_s is not None:
             self._away[name] = tokens
             self._away_tokens += tokens
@@ -67,6 +84,7 @@ class Ledger:
         self._shared[shared] -= 1
         if not self._shared[shared]:
             del self._shared[shared]
+            self._make_room()
 
     def _settle(self, now: float) -> None:
         """Learn the share that held until now."""

@@ -47,6 +47,20 @@ def test_need_and_room_are_those_of_who_sits_there(
         assert book.room_tokens == CAPACITY - sum({shared for _, shared in seated.values()})
 
 
+def test_amounts_nearly_alike_are_shared_and_parts_of_each_other_leave_half_of_the_room() -> None:
+    book = ledger()
+
+    def seat(number: int, shared_tokens: int) -> int:
+        program = Program(f"p{number}", "t", number, 0.0)
+        program.shared_tokens = shared_tokens
+        book.put(program, Forecast(1_000, 0.0, 1.0), None, 0.0)
+        return book.room_tokens
+
+    assert [seat(0, 20_000), seat(1, 20_160), seat(2, 10_000)] == [80_000, 79_840, 69_840]
+    assert [seat(3, 15_000), seat(4, 17_000)] == [54_840, 50_000]
+    assert seat(5, 60_000) == 40_000
+
+
 def test_a_gap_that_ended_or_began_anew_does_not_leave_by_its_old_time() -> None:
     book, program = ledger(), Program("p", "t", 1, 0.0)
     forecast = Forecast(1_000, 0.0, 1.0)
