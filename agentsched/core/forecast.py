@@ -28,9 +28,16 @@ def predicted_peak(forecasts: Iterable[Forecast]) -> float:
     The sum only grows between endings, so its maxima lie just before one: n candidates, each a
     suffix of the programs in order of their ending.
     """
+    return peak_by_ending(sorted(forecasts, key=lambda f: -f.calls_left))
+
+
+def peak_by_ending(forecasts: Iterable[Forecast]) -> float:
+    """The same of forecasts in order of their ending, who ends last first."""
     now_tokens = growth_tokens = peak = 0.0
-    for ending in sorted(forecasts, key=lambda f: -f.calls_left):
+    for ending in forecasts:
         now_tokens += ending.now_tokens
         growth_tokens += ending.growth_tokens
-        peak = max(peak, now_tokens + growth_tokens * ending.calls_left)
+        here = now_tokens + growth_tokens * ending.calls_left
+        if here > peak:
+            peak = here
     return peak

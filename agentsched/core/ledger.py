@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterator
-from itertools import pairwise
-from math import inf
+from itertools import chain, pairwise
 
-from agentsched.core.forecast import Forecast, predicted_peak
+from agentsched.core.forecast import Forecast, peak_by_ending
 from agentsched.core.state import EngineState, Program
 
 ACTIVE_OVER_S = 120.0
@@ -26,6 +26,8 @@ class Ledger:
         self.active_share = 0.5
         """Mean share of the need whose programs are in the engine, not away (over two minutes)."""
         self._forecasts: dict[str, Forecast] = {}
+        self._endings: list[tuple[float, str, Forecast]] = []
+        """(-calls left, program, forecast), ascending: who ends last is first."""
         self._shared_by: dict[str, int] = {}
         self._shared: Counter[int] = Counter()
         self._away: dict[str, int] = {}
@@ -49,8 +51,9 @@ class Ledger:
         """
         capacity = self.engine.capacity_tokens
         amounts = sorted(self._shared)
-        apart = sum(amount for amount, larger in pairwise([*amounts, inf]) if larger > ALIKE * amount)
-        shared = min(apart, max([capacity // 2, *amounts[-1:]]))
+        largest = amounts[-1] if amounts else 0
+        apart = largest + sum(amount for amount, larger in pairwise(amounts) if larger > ALIKE * amount)
+        shared = min(apart, max(capacity // 2, largest))
         self.room_tokens = max(1, capacity - shared)
 
     def put(self, program: Program, forecast: Forecast, leaves_s: float | None, now: float) -> None:
@@ -59,6 +62,7 @@ class Ledger:
         self.drop(program, now)
         name, tokens = program.name, forecast.now_tokens
         self._forecasts[name] = forecast
+        insort(self._endings, (-forecast.calls_left, name, forecast))
         self.need_tokens += tokens
         self._shared_by[name] = program.shared_tokens
         self._shared[program.shared_tokens] += 1
@@ -76,6 +80,7 @@ class Ledger:
         forecast = self._forecasts.pop(name, None)
         if forecast is None:
             return
+        del self._endings[bisect_left(self._endings, (-forecast.calls_left, name))]
         self.need_tokens -= forecast.now_tokens
         self._away_tokens -= self._away.pop(name, 0)
         self._leaves_s.pop(name, None)
@@ -121,8 +126,13 @@ class Ledger:
 
     def peak_with(self, forecast: Forecast, without: set[str]) -> float:
         """The predicted peak, with one more program and without some."""
-        stay = [f for name, f in self._forecasts.items() if name not in without]
-        return predicted_peak([*stay, forecast])
+        endings = self._endings
+        if without:
+            endings = [ending for ending in endings if ending[1] not in without]
+        at = bisect_left(endings, (-forecast.calls_left,))
+        return peak_by_ending(
+            chain((f for _, _, f in endings[:at]), (forecast,), (f for _, _, f in endings[at:]))
+        )
 
     def tokens_of(self, program: Program) -> int:
         return self._forecasts[program.name].now_tokens

@@ -20,6 +20,7 @@ class Harness:
 
     policy: str
     epoch: int = 1
+    capacity_tokens: int = CAPACITY
     now: float = 0.0
     entries: list[Entry] = field(default_factory=list)
     opened: int = 0
@@ -28,7 +29,7 @@ class Harness:
 
     def __post_init__(self) -> None:
         self.core = Core(make_policy(self.policy), epoch=self.epoch)
-        self.post(ev.EngineAttached(engine="e0", capacity_tokens=CAPACITY, block_tokens=16))
+        self.post(ev.EngineAttached(engine="e0", capacity_tokens=self.capacity_tokens, block_tokens=16))
 
     def post(self, event: ev.AnyEvent, after_s: float = 0.0) -> list[AnyDecision]:
         self.now += after_s

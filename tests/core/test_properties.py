@@ -10,7 +10,6 @@ from agentsched.core import POLICY_NAMES, Core, events, make_policy
 from agentsched.core import log as event_log
 from agentsched.core.decisions import Admit, AnyDecision, Pause
 from agentsched.core.forecast import predicted_peak
-from agentsched.core.foresight import Learned
 from agentsched.core.policies.seats import FULL_SHARE, Seats
 from tests.core.harness import Harness
 
@@ -84,7 +83,7 @@ def test_seats_are_given_within_the_bound_and_in_order(steps: list[tuple[int, fl
         admitted = [e.decision for e in harness.entries[before:] if isinstance(e.decision, Admit)]
         if admitted:
             seated = state.seated("e0")
-            forecasts = [Learned().forecast(state, program) for program in seated]
+            forecasts = [admission.forecast(state, program) for program in seated]
             last = state.programs[admitted[-1].program]
             if last.calls_done:
                 need = sum(forecast.now_tokens for forecast in forecasts)
@@ -99,8 +98,7 @@ def test_seats_are_given_within_the_bound_and_in_order(steps: list[tuple[int, fl
 @settings(max_examples=60, deadline=None)
 def test_without_contention_the_gate_is_open(steps: list[tuple[int, float]]) -> None:
     """While nothing would overflow, ours holds nobody back: the plain baseline's decisions."""
-    harness = Harness("agentsched")
-    harness.core.state.engines["e0"].capacity_tokens = 10**9
+    harness = Harness("agentsched", capacity_tokens=10**9)
     play(harness, [(choice, 0.0) for choice, _ in steps])
     assert not harness.core.state.waiting()
     assert not [d for d in decided(harness) if isinstance(d, Pause)]

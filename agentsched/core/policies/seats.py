@@ -14,9 +14,9 @@ into the engine's KV times its overcommit (``forecast.predicted_peak``). Around 
   before the engine has to throw away KV that somebody needs.
 * Predictions are means, so peaks seldom meet; how far to trust in that is found online. Overcommit
   rises while somebody waits, and falls with each program paused because contexts outgrew the engine,
-  so that restoring such programs takes ``RELIEF_SHARE`` of the engine's time. That share was found by
-  sweeps over recorded and generated agents: throughput is flat from 0.03 to 0.06 where many
-  programs fit, and falls off below 0.05 where few do.
+  so that restoring such programs takes a set share of the engine's time. The sum of n programs' needs strays
+  from its mean by 1 / sqrt(n) of it, so that is what trust can gain, and what the share follows:
+  ``RELIEF_SHARE`` / sqrt(seats). Sweeps over recorded and generated agents with 2 to 60 seats found 0.11.
 """
 
 from __future__ import annotations
@@ -42,22 +42,29 @@ LOOK_AGAIN_S = 5.0
 MOST_CALLS = 1e6
 
 FULL_SHARE = 0.95
-"""A program that has begun is let in up to this share of the KV: contexts grow on."""
+"""Programs are let in up to this share of the KV, by what they need now: contexts grow on."""
 
 
 class Overcommit:
     """One engine's factor: rises slowly, falls by what restoring a paused program will cost.
 
-    Programs end at their largest, so that is where the need should come near to the room. If it keeps
-    below ``LITTLE_SHARE`` while others wait, then the forecasts are wrong beyond what a slow rise can
-    mend, and the factor is lifted at once, even past ``MOST``. (With what is learned, the mean share at
-    endings was 0.76 to 0.94 over recorded and generated agents, and 0.6 is reached in less than one of twenty.)
+    Two things lift it further, even past ``MOST``:
+
+    * Programs end at their largest, so that is where the need should come near to the room. If it keeps
+      below ``LITTLE_SHARE`` while others wait, the forecasts are wrong beyond what a slow rise can mend.
+      (With what is learned, the mean share at endings was 0.76 to 0.94 over recorded and generated
+      agents; 0.6 is reached in less than one of twenty.)
+    * Time in which the engine does not compute while others wait: restoring costs nothing then.
     """
 
     FIRST, LEAST, MOST = 1.1, 0.8, 2.5
     LIFTED_MOST = 100.0
+    BUSY_SHARE = 0.95
+    """Engines that have enough to do compute for at least this share of the time."""
+    LATE_S = 10.0
+    """Reports tell of computing when it is over, so late by so much at most."""
     LITTLE_SHARE = 0.6
-    RELIEF_SHARE = 0.05
+    RELIEF_SHARE = 0.11
     GAIN = 0.02
     """Relative change for a second of the engine's time."""
 
@@ -65,13 +72,25 @@ class Overcommit:
         self._factor = self.FIRST
         self._waited_s = waited_s
         self._share = 1.0
+        self._busy_s, self._reported_s, self._spare_s = 0.0, waited_s, 0.0
 
-    def factor(self, waited_s: float) -> float:
-        """``waited_s``: for how long, in all, anybody has waited for a seat so far."""
+    def factor(self, seats: int, waited_s: float, busy_s: float) -> float:
+        """With so many seats. For how long, in all, anybody has waited so far, and the engine computed."""
         more_s, self._waited_s = waited_s - self._waited_s, waited_s
-        risen = self._factor * math.exp(self.GAIN * self.RELIEF_SHARE * more_s)
+        share = self.RELIEF_SHARE / math.sqrt(max(1, seats))
+        risen = self._factor * math.exp(self.GAIN * share * more_s)
         self._factor = max(self._factor, min(self.MOST, risen))
+        if busy_s != self._busy_s:
+            self._reported(waited_s, busy_s)
         return self._factor
+
+    def _reported(self, waited_s: float, busy_s: float) -> None:
+        worked_s = (busy_s - self._busy_s) / self.BUSY_SHARE
+        spare_s = self._spare_s + (waited_s - self._reported_s) - worked_s
+        self._busy_s, self._reported_s = busy_s, waited_s
+        if spare_s > 0:
+            self._factor = min(self.LIFTED_MOST, self._factor * math.exp(self.GAIN * spare_s))
+        self._spare_s = min(0.0, max(-self.LATE_S, spare_s))
 
     def ended(self, share: float) -> None:
         """A program ended while others waited, and ``share`` of the room was needed until then."""
@@ -159,7 +178,7 @@ class Seats:
                     self._came.append(subject)
             case ev.CallArrived() | ev.CallFinished() | ev.CallAborted() | ev.ToolStarted():
                 if subject is not None and subject.seat is not None:
-                    self._put(subject, subject.seat, self._forecast(state, subject), state)
+                    self._put(subject, subject.seat, self.forecast(state, subject), state)
             case _:
                 pass
 
@@ -218,8 +237,12 @@ class Seats:
 
     def bound_tokens(self, engine: str) -> float:
         """What the predicted peak of an engine's programs has to stay within, with a new one."""
-        factor = self._overcommit[engine].factor(self._waited_s) if self._with.overcommit else 1.0
-        return self._ledgers[engine].room_tokens * factor
+        ledger = self._ledgers[engine]
+        factor = 1.0
+        if self._with.overcommit:
+            busy_s = ledger.engine.busy_s
+            factor = self._overcommit[engine].factor(len(ledger), self._waited_s, busy_s)
+        return ledger.room_tokens * factor
 
     def _turn_away(self, state: State, orders: Orders) -> None:
         """Backpressure: who came last is told to come back, where the line is too long."""
@@ -237,7 +260,7 @@ class Seats:
         self._refused = program.name
         if not self._open:
             return False
-        forecast = self._forecast(state, program)
+        forecast = self.forecast(state, program)
         for engine in self._by_room(program, self._open):
             self._open.discard(engine)
             ledger = self._ledgers[engine]
@@ -266,7 +289,7 @@ class Seats:
 
         return sorted(engines, key=place)
 
-    def _forecast(self, state: State, program: Program) -> Forecast:
+    def forecast(self, state: State, program: Program) -> Forecast:
         """As foreseen, within what can be: what it holds is known, and no engine can hold more than all."""
         foreseen = self._foresight.forecast(state, program)
         now_tokens = max(0, program.expected_context_tokens - program.shared_tokens)
@@ -280,18 +303,23 @@ class Seats:
     ) -> list[Program] | None:
         """Who has to leave for the program to be seated; None if it cannot be."""
         leavers = list(ledger.leavers()) if self._with.leaving else []
+        bound_tokens = self.bound_tokens(ledger.engine.name)
 
         def fits(leaving: int) -> bool:
+            """With so many leavers gone. If it holds for some, it holds for more."""
             without = set(leavers[:leaving])
             if len(without) == len(ledger):
                 return True
-            if program.calls_done or not self._with.peak:
-                return ledger.need_with(forecast, without) <= ledger.room_tokens * FULL_SHARE
-            return ledger.peak_with(forecast, without) <= self.bound_tokens(ledger.engine.name)
+            if ledger.need_with(forecast, without) > ledger.room_tokens * FULL_SHARE:
+                return False
+            newcomer = self._with.peak and not program.calls_done
+            return not newcomer or ledger.peak_with(forecast, without) <= bound_tokens
 
-        if not fits(len(leavers)):
+        if fits(0):
+            return []
+        if not leavers or not fits(len(leavers)):
             return None
-        enough = bisect_left(range(len(leavers)), True, key=fits)
+        enough = 1 + bisect_left(range(1, len(leavers)), True, key=fits)
         seats = state.seats[ledger.engine.name]
         return sorted((seats[name] for name in leavers[:enough]), key=self._turns.of)
 
