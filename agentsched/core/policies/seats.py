@@ -7,6 +7,7 @@ into the engine's KV times its overcommit (``forecast.predicted_peak``). Around 
 
 * Seats are given by turn (``turns``). Who cannot be seated holds back who stands behind, and a first
   program is always seated, so somebody can always run to the end, and everybody's turn comes.
+* A seat is taken with the memory that the program's tools need on their host, or not at all (``host_gate``).
 * A program whose gap lasts leaves its seat to whoever waits, once the gap's index is below the price
   of KV (``Ledger.price``). It comes back by its old place in line, and needs no more then than what
   it holds: it has begun, and its KV may still be there.
@@ -30,6 +31,8 @@ from agentsched.core.forecast import Forecast
 from agentsched.core.foresight import Foresight, index_at, leaves_at_s
 from agentsched.core.ledger import Ledger
 from agentsched.core.orders import Orders
+from agentsched.core.policies.host_gate import HostGate
+from agentsched.core.policies.line import Line
 from agentsched.core.policies.turns import Turns
 from agentsched.core.state import EngineState, Program, State
 
@@ -97,7 +100,8 @@ class Seats:
         self._max_waiting = max_waiting
         self._ledgers: dict[str, Ledger] = {}
         self._overcommit: dict[str, Overcommit] = {}
-        self._line: list[tuple[tuple[float, int], str]] = []
+        self.hosts = HostGate()
+        self._line = Line()
         self._refused: str | None = None
         self._looked_s = 0.0
         self._came: list[Program] = []
@@ -112,13 +116,15 @@ class Seats:
     # What is seen
 
     def observe(self, state: State, now: float, event: ev.AnyEvent, subject: Program | None) -> None:
-        if self._line:
+        if self._line.waits(self.hosts.full()):
             self._waited_s += now - self._now
         self._now = now
         while self._leaves and self._leaves[0][0] <= now:
             leaves_s, engine, name = heapq.heappop(self._leaves)
             if engine in self._ledgers and self._ledgers[engine].leave(name, leaves_s):
                 self._open.add(engine)
+                self.hosts.may_leave(state, name)
+        self.hosts.observe(state, now, event, subject)
         if subject is not None and subject.name == self._refused and not isinstance(event, ev.ToolProgressed):
             self._refused = None  # it may want something else now
         match event:
@@ -130,10 +136,12 @@ class Seats:
                 self._open.discard(event.engine)
                 self._line_up(state)
                 self._refused = None
+            case ev.HostAttached() | ev.HostLost():
+                self._line_up(state)
             case ev.ProgramClosed() if subject is not None and subject.home in self._ledgers:
                 self._drop(subject, subject.home)
             case ev.CallArrived() if subject is not None and subject.seat is None:
-                heapq.heappush(self._line, (self._turns.of(subject), subject.name))
+                self._line.push(self.hosts.line_of(subject), self._turns.of(subject), subject.name)
                 if len(subject.calls) == 1:
                     self._came.append(subject)
             case ev.CallArrived() | ev.CallFinished() | ev.CallAborted() | ev.ToolStarted():
@@ -158,7 +166,9 @@ class Seats:
         self._open.add(engine)
 
     def _line_up(self, state: State) -> None:
-        self._line = sorted((self._turns.of(p), p.name) for p in state.queue.values())
+        self._line.clear()
+        for program in state.queue.values():
+            self._line.push(self.hosts.line_of(program), self._turns.of(program), program.name)
 
     def _drop(self, program: Program, engine: str) -> None:
         self._ledgers[engine].drop(program, self._now)
@@ -175,13 +185,16 @@ class Seats:
         self._touched.clear()
         if len(self._line) > 2 * len(state.queue) + 64:
             self._line_up(state)
-        while self._line:
-            (_, order), name = self._line[0]
-            program = state.queue.get(name)
-            waits = program is not None and program.order == order
-            if program is not None and waits and not self._seat(state, orders, program):
+        if orders.now >= self._looked_s + LOOK_AGAIN_S:
+            self._refused, self._looked_s = None, orders.now
+        while (first := self._line.first(state, self.hosts.full())) is not None:
+            host, program = first
+            host_leavers = self.hosts.who_leaves(state, program)
+            if host_leavers is None:
+                continue  # its host is full, then
+            if not self._seat(state, orders, program, host_leavers):
                 return
-            heapq.heappop(self._line)
+            self._line.pop(host)
 
     def next_review_s(self, state: State) -> float | None:
         if not state.queue or not self._ledgers:
@@ -203,8 +216,9 @@ class Seats:
             if program.name in state.queue and not program.calls_done:
                 orders.reject(program, RETRY_AFTER_S, f"{self._max_waiting} programs wait already")
 
-    def _seat(self, state: State, orders: Orders, program: Program) -> bool:
-        if self._refused != program.name or orders.now >= self._looked_s + LOOK_AGAIN_S:
+    def _seat(self, state: State, orders: Orders, program: Program, host_leavers: list[Program]) -> bool:
+        """``host_leavers`` leave in any case, if it is seated."""
+        if self._refused != program.name:
             self._open.update(self._ledgers)
             self._looked_s = orders.now
         self._refused = program.name
@@ -216,19 +230,34 @@ class Seats:
                 continue
             self._open.discard(engine)
             ledger = self._ledgers[engine]
-            leavers = self._who_leaves(state, ledger, program, forecast)
+            leavers = self._who_leaves(state, ledger, program, forecast, host_leavers)
             if leavers is None:
                 continue
             for leaver in leavers:
-                self._drop(leaver, engine)
-                orders.pause(leaver, "its gap lasts longer than its KV is worth, and others wait")
+                self._pause(
+                    state, orders, leaver, "its gap lasts longer than its seat is worth, and others wait"
+                )
             self._put(program, engine, forecast, state)
             need, room = ledger.need_tokens, ledger.room_tokens
             self._turns.seated(program)
             orders.admit(program, engine, f"with it programs need {need:,} of {room:,} tokens")
+            self.hosts.recount(state, program)
             self._refused = None
             return True
         return False
+
+    def _pause(self, state: State, orders: Orders, program: Program, reason: str) -> None:
+        assert program.seat is not None
+        self._drop(program, program.seat)
+        orders.pause(program, reason)
+        self.hosts.recount(state, program)
+
+    def check_invariants(self, state: State) -> None:
+        """Raises AssertionError unless ledgers hold exactly who is seated."""
+        self.hosts.check_invariants(state)
+        for name, ledger in self._ledgers.items():
+            ledger.check_invariants()
+            assert set(ledger.programs()) == set(state.seats[name]), f"{name}: its seats disagree"
 
     def candidates(self, state: State, program: Program) -> list[str]:
         """Where its KV may be first, then by room."""
@@ -240,10 +269,16 @@ class Seats:
         return sorted(self._ledgers, key=place)
 
     def _who_leaves(
-        self, state: State, ledger: Ledger, program: Program, forecast: Forecast
+        self,
+        state: State,
+        ledger: Ledger,
+        program: Program,
+        forecast: Forecast,
+        host_leavers: list[Program],
     ) -> list[Program] | None:
-        """Who has to leave for the program to be seated; None if it cannot be."""
-        without: set[str] = set()
+        """Who has to leave for the program to be seated, its host's leavers among them; None if it
+        cannot be."""
+        without = {leaver.name for leaver in host_leavers if leaver.seat == ledger.engine.name}
         candidates = ledger.leavers() if self._with.leaving else iter(())
         while len(without) < len(ledger):
             if program.calls_done or not self._with.peak:
@@ -256,8 +291,8 @@ class Seats:
             if leaver is None:
                 return None
             without.add(leaver)
-        seats = state.seats[ledger.engine.name]
-        return sorted((seats[name] for name in without), key=self._turns.of)
+        leave = without | {leaver.name for leaver in host_leavers}
+        return sorted((state.programs[name] for name in leave), key=self._turns.of)
 
     def _relieve(self, state: State, orders: Orders, ledger: Ledger) -> None:
         def index(program: Program) -> float:
@@ -271,5 +306,4 @@ class Seats:
             if over <= 0 or len(ledger) == 1:
                 return
             self._overcommit[engine.name].outgrown(ledger.tokens_of(program) / engine.restore_tokens_per_s)
-            self._drop(program, engine.name)
-            orders.pause(program, f"contexts outgrew the engine by {over:,} tokens")
+            self._pause(state, orders, program, f"contexts outgrew the engine by {over:,} tokens")
