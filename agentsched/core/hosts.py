@@ -2,14 +2,19 @@
 
 A seated program needs what its tools hold now or what its next ones are predicted to, whichever is
 more. A paused one needs nothing to come, but a tool of it may still run: it holds its memory until it
-ends.
+ends. These are predictions, and how many of them meet is a matter of trust (the overcommit). What a tool
+needs that was killed and starts again is certain: it is *firm*, for one such program at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from agentsched.core.state import Program, State
+
+Turn = tuple[float, int]
+"""A program's place in line; lower goes first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +23,28 @@ class Need:
 
     running_bytes: int
     seated_bytes: int
+    seated: bool
 
     @classmethod
     def of(cls, state: State, program: Program) -> Need:
-        """What is known and predicted now."""
-        peak_bytes = state.memory.peak_bytes
+        """What is known and predicted now. Nobody needs more than all that its host has."""
+        most_bytes, peak_bytes = state.hosts[program.host], state.memory.peak_bytes
         running = sum(max(tool.memory_bytes, peak_bytes(tool.key)) for tool in program.running.values())
-        return cls(running, max(running, state.memory.next_peak_bytes(program.peaks)))
+        running = min(most_bytes, max(running, program.killed_bytes))
+        seated = max(running, min(most_bytes, state.memory.next_peak_bytes(program.peaks)))
+        return cls(running, seated, program.foreground)
+
+    @property
+    def now_bytes(self) -> int:
+        return self.seated_bytes if self.seated else self.running_bytes
+
+    @property
+    def freed_bytes(self) -> int:
+        """What pausing it gives back at once."""
+        return self.seated_bytes - self.running_bytes
+
+
+NOTHING = Need(0, 0, False)
 
 
 class HostLedger:
@@ -34,54 +54,83 @@ class HostLedger:
         self.memory_bytes = memory_bytes
         self.need_bytes = 0
         self.seated: dict[str, Need] = {}
-        self.lingering: dict[str, int] = {}  # of paused programs' tools, bytes
-        self._leavers: dict[str, None] = {}
+        self.lingering: dict[str, Need] = {}  # of paused programs whose tools run
+        self._killed: dict[str, Turn] = {}
+        self.leavers: dict[str, None] = {}
+        """Seated programs whose gaps last too long, longest since first."""
+        self.firm: tuple[Turn, str] | None = None
+        """The first in line of those whose tool was killed: what it needs is kept free for it."""
 
-    def put(self, name: str, need: Need, *, seated: bool) -> None:
-        """What the program needs here from now on."""
-        left = name in self._leavers
+    def put(self, name: str, need: Need, turn: Turn | None) -> None:
+        """What the program needs here from now on. ``turn``: its place in line, if a tool of it was
+        killed and starts again."""
+        left = name in self.leavers
         self.drop(name)
-        if seated:
-            if left:
-                self._leavers[name] = None
+        if turn is not None:
+            self._killed[name] = turn
+            self._find_firm()
+        if need.seated:
             self.seated[name] = need
-            self.need_bytes += need.seated_bytes
+            if left:
+                self.leavers[name] = None
         elif need.running_bytes:
-            self.lingering[name] = need.running_bytes
-            self.need_bytes += need.running_bytes
+            self.lingering[name] = need
+        self.need_bytes += need.now_bytes
 
     def drop(self, name: str) -> None:
         """The program needs nothing here any more."""
-        need = self.seated.pop(name, None)
-        self.need_bytes -= self.lingering.pop(name, 0) if need is None else need.seated_bytes
-        self._leavers.pop(name, None)
+        self.leavers.pop(name, None)
+        need = self.seated.pop(name, None) or self.lingering.pop(name, None)
+        self.need_bytes -= need.now_bytes if need else 0
+        if self._killed.pop(name, None) is not None:
+            self._find_firm()
 
     def may_leave(self, name: str) -> None:
         """The seated program may be paused for the sake of others: its gap lasts too long."""
         if name in self.seated:
-            self._leavers[name] = None
+            self.leavers[name] = None
 
     def stays(self, name: str) -> None:
         """The program is back, so it does not leave."""
-        self._leavers.pop(name, None)
+        self.leavers.pop(name, None)
 
-    def who_leaves(self, name: str, need: Need, bound_bytes: float) -> list[str] | None:
-        """Who has to leave for a program without a seat to fit within the bound; None if it cannot. It
-        always fits where nobody else has a seat, whatever still runs."""
-        need_bytes = self.need_bytes - self.lingering.get(name, 0) + need.seated_bytes
+    def over_bytes(self, overcommit: float) -> float:
+        """By how much needs exceed what there is for them; negative if they fit."""
+        firm_bytes = self._of(self.firm[1]).now_bytes if self.firm else 0
+        return self.need_bytes - firm_bytes - (self.memory_bytes - firm_bytes) * overcommit
+
+    def who_leaves(
+        self, name: str, need: Need, overcommit: float, overdue: Callable[[str], bool]
+    ) -> list[str] | None:
+        """Who has to leave for a program without a seat to fit; None if it cannot.
+
+        Nobody leaves in vain: whose tool holds all it needs leaves only if that is ``overdue``. The
+        program always fits where nobody else has a seat and no tool runs that is not overdue.
+        """
+        over_bytes = self.over_bytes(overcommit) - self._of(name).now_bytes + need.seated_bytes
         leave: list[str] = []
-        leavers = iter(self._leavers)
-        while need_bytes > bound_bytes and len(leave) < len(self.seated):
-            leaver = next(leavers, None)
-            if leaver is None:
-                return None
-            leave.append(leaver)
-            need_bytes -= self.seated[leaver].seated_bytes - self.seated[leaver].running_bytes
-        return leave
+        for leaver in self.leavers:
+            if over_bytes <= 0:
+                break
+            if self.seated[leaver].freed_bytes > 0 or overdue(leaver):
+                leave.append(leaver)
+                over_bytes -= self.seated[leaver].freed_bytes
+        if over_bytes <= 0:
+            return leave
+        still = (other for other in (*self.lingering, *leave) if other != name)
+        alone = len(leave) == len(self.seated) and all(overdue(other) for other in still)
+        return leave if alone else None
+
+    def _of(self, name: str) -> Need:
+        return self.seated.get(name) or self.lingering.get(name) or NOTHING
+
+    def _find_firm(self) -> None:
+        self.firm = min(((turn, name) for name, turn in self._killed.items()), default=None)
 
     def check_invariants(self) -> None:
         """Raises AssertionError if the books disagree."""
-        seated = sum(need.seated_bytes for need in self.seated.values())
-        assert self.need_bytes == seated + sum(self.lingering.values()), "memory needed is miscounted"
+        needs = (*self.seated.values(), *self.lingering.values())
+        assert self.need_bytes == sum(need.now_bytes for need in needs), "memory needed is miscounted"
         assert not self.seated.keys() & self.lingering.keys(), "a program is counted twice"
-        assert self._leavers.keys() <= self.seated.keys(), "who leaves has no seat"
+        assert self.leavers.keys() <= self.seated.keys(), "who leaves has no seat"
+        assert (self.firm is None) is not bool(self._killed), "nothing is kept for who was killed"

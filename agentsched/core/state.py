@@ -109,6 +109,7 @@ class Program:
     held_tokens: int = 0  # on device, as last reported
     host: str = ""  # where its tools run
     running: dict[str, RunningTool] = field(default_factory=dict)  # by tool call; paused or not
+    killed_bytes: int = 0  # what a tool that was killed needs at least, until its answer arrives
     peaks: deque[int] = field(default_factory=lambda: deque(maxlen=OWN_PEAKS))  # of its last tools, bytes
 
     @property
@@ -236,6 +237,9 @@ class State:
         if program.in_gap and program.gap_since_s is not None and not program.gap_is_retry:
             self.gaps.observe(program.gap_key, now - program.gap_since_s)
         program.gap_since_s, program.gap_is_retry = None, False
+        if program.killed_bytes:  # it did not start again
+            program.peaks.append(program.killed_bytes)
+            program.killed_bytes = 0
         for tool_call in event.answers:
             program.tools.pop(tool_call, None)
             program.running.pop(tool_call, None)
@@ -317,10 +321,14 @@ class State:
         if tool is None:
             return
         peak_bytes = max(tool.memory_bytes, event.peak_memory_bytes)
-        # A killed tool would have needed more than it got: its peak says little if it is small.
-        if event.exit_status != ev.KILLED or peak_bytes > self.memory.peak_bytes(tool.key):
+        if event.exit_status == ev.KILLED:
+            expected_bytes = program.killed_bytes or self.memory.peak_bytes(tool.key)
+            # It would have needed more than it got. If it got less than expected, that says nothing new.
+            program.killed_bytes = 2 * peak_bytes if peak_bytes >= expected_bytes else expected_bytes
+        else:
             self.memory.observe(tool.key, peak_bytes)
             program.peaks.append(peak_bytes)
+            program.killed_bytes = 0
 
     def _lose_host(self, event: ev.HostLost) -> None:
         if self.hosts.pop(event.host, None) is None:
@@ -330,6 +338,7 @@ class State:
                 for tool_call in program.running:
                     program.tools.pop(tool_call, None)
                 program.running.clear()
+                program.killed_bytes = 0
 
     def _close(self, event: ev.ProgramClosed) -> Program:
         program = self.program(event.program)

@@ -14,20 +14,23 @@ their host, and falls with the time that killed tools have lost, so that these l
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from agentsched.core import events as ev
-from agentsched.core.hosts import HostLedger, Need
+from agentsched.core.hosts import HostLedger, Need, Turn
 from agentsched.core.state import Program, State
+
+PATIENCE_S = 600.0
+"""A tool that holds up others for longer does so no more: it may hang, and somebody has to go on."""
 
 
 class MemoryOvercommit:
     """One host's factor."""
 
-    FIRST, LEAST, MOST = 1.0, 0.5, 8.0
-    LOST_SHARE = 0.02
-    GAIN = 0.02
+    FIRST, LEAST, MOST = 1.0, 1.0, 8.0
+    LOST_SHARE = 0.3
+    GAIN = 0.002
     """Relative change for a second of lost time."""
 
     def __init__(self) -> None:
@@ -51,8 +54,11 @@ class _Host:
 class HostGate:
     """All hosts. A learner; ``Seats`` asks it, and tells it what it did."""
 
-    def __init__(self) -> None:
+    def __init__(self, turn: Callable[[Program], Turn]) -> None:
+        """``turn``: a program's place in line."""
+        self._turn = turn
         self._hosts: dict[str, _Host] = {}
+        self._now = 0.0
 
     def line_of(self, program: Program) -> str:
         """Whose line the program stands in: its host's, or "" where no host limits it."""
@@ -63,6 +69,7 @@ class HostGate:
         return {name for name, host in self._hosts.items() if host.full}
 
     def observe(self, state: State, now: float, event: ev.AnyEvent, subject: Program | None) -> None:
+        self._now = now
         limit = None if subject is None else self._hosts.get(subject.host)
         match event:
             case ev.HostAttached():
@@ -91,7 +98,8 @@ class HostGate:
         """Count the program as it is now: after an event about it, or after it was seated or paused."""
         host = self._hosts.get(program.host)
         if host is not None:
-            host.ledger.put(program.name, Need.of(state, program), seated=program.seat is not None)
+            turn = self._turn(program) if program.killed_bytes else None
+            host.ledger.put(program.name, Need.of(state, program), turn)
             if not program.in_gap:
                 host.ledger.stays(program.name)
             host.full = False
@@ -108,10 +116,44 @@ class HostGate:
         host = self._hosts.get(program.host)
         if host is None:
             return []
-        bound = host.ledger.memory_bytes * host.overcommit.factor
-        leave = host.ledger.who_leaves(program.name, Need.of(state, program), bound)
+        need = Need.of(state, program)
+        leave = host.ledger.who_leaves(
+            program.name, need, host.overcommit.factor, lambda name: self._overdue(state.programs[name])
+        )
         host.full = leave is None
         return None if leave is None else [state.programs[name] for name in leave]
+
+    def look_again(self) -> None:
+        """Time has passed: what was refused may be possible now."""
+        for host in self._hosts.values():
+            host.full = False
+
+    def _overdue(self, program: Program) -> bool:
+        """Whether its gap has lasted so long that nobody waits for its tools any more, if any run."""
+        if not program.running and not program.killed_bytes:
+            return True
+        return program.gap_since_s is not None and self._now - program.gap_since_s >= PATIENCE_S
+
+    def relief(self, state: State) -> list[Program]:
+        """Who has to be paused for a tool that was killed to find room: programs in a gap, the last in
+        line first, that stand behind the first one whose tool was killed."""
+        paused: list[Program] = []
+        for host in self._hosts.values():
+            ledger = host.ledger
+            if ledger.firm is None or (over_bytes := ledger.over_bytes(host.overcommit.factor)) <= 0:
+                continue
+            away = [state.programs[name] for name in ledger.seated if state.programs[name].in_gap]
+            behind = [
+                program
+                for program in away
+                if self._turn(program) > ledger.firm[0] and ledger.seated[program.name].freed_bytes > 0
+            ]
+            for program in sorted(behind, key=self._turn, reverse=True):
+                if over_bytes <= 0:
+                    break
+                paused.append(program)
+                over_bytes -= ledger.seated[program.name].freed_bytes
+        return paused
 
     def ledgers(self) -> Iterator[tuple[str, HostLedger, float]]:
         """Of each host: name, ledger, overcommit."""

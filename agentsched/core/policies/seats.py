@@ -100,7 +100,7 @@ class Seats:
         self._max_waiting = max_waiting
         self._ledgers: dict[str, Ledger] = {}
         self._overcommit: dict[str, Overcommit] = {}
-        self.hosts = HostGate()
+        self.hosts = HostGate(turns.of)
         self._line = Line()
         self._refused: str | None = None
         self._looked_s = 0.0
@@ -183,10 +183,15 @@ class Seats:
             if self._with.relief and ledger.need_tokens > ledger.room_tokens:
                 self._relieve(state, orders, ledger)
         self._touched.clear()
+        for program in self.hosts.relief(state):
+            self._pause(
+                state, orders, program, "a tool before it in line was killed and needs its host's memory"
+            )
         if len(self._line) > 2 * len(state.queue) + 64:
             self._line_up(state)
         if orders.now >= self._looked_s + LOOK_AGAIN_S:
             self._refused, self._looked_s = None, orders.now
+            self.hosts.look_again()
         while (first := self._line.first(state, self.hosts.full())) is not None:
             host, program = first
             host_leavers = self.hosts.who_leaves(state, program)
