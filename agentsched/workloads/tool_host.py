@@ -7,7 +7,7 @@ A model of one host without any control over it, so that what control is worth c
   cores are shared equally among threads. So a call that finds free cores takes its ``gap_s`` exactly.
 * A call holds its ``memory_bytes`` from start to end. The youngest call loses: one that starts where too
   little memory is left runs into the limit at its end, where its memory would peak, and is killed (OOM):
-  its time is spent for nothing. It starts again after a pause that doubles with each kill. It holds none
+  its time is spent for nothing. It starts again after a pause that doubles with each kill, up to 5 minutes. It holds none
   of the memory meanwhile, so those before it are never killed, some call always ends, and no run stands
   still. One that needs more than the whole host is killed once and counts as ended: its agent would see
   the failure and go on.
@@ -25,6 +25,9 @@ from enum import Enum, auto
 
 RESTART_S = 1.0
 """The pause after a call's first kill."""
+
+LONGEST_RESTART_S = 300.0
+"""Pauses do not double beyond this, as is usual for what restarts containers."""
 
 
 @dataclass(slots=True)
@@ -201,9 +204,8 @@ class ToolHost:
             if self.memory_bytes is not None and call.memory_bytes <= self.memory_bytes:
                 call.pausing = True
                 self._tie += 1
-                heapq.heappush(
-                    self._waiting, (self.now + RESTART_S * 2.0 ** (call.kills - 1), self._tie, call)
-                )
+                pause_s = min(LONGEST_RESTART_S, RESTART_S * 2.0 ** min(call.kills - 1, 32))
+                heapq.heappush(self._waiting, (self.now + pause_s, self._tie, call))
                 return self._step(call, Happened.KILLED)
         self.usage.ended += 1
         self.usage.delay_s += max(0.0, self.now - call.began_s - call.gap_s)

@@ -22,7 +22,7 @@ from agentsched.core.hosts import HostLedger, Need, Turn
 from agentsched.core.state import Program, State
 
 PATIENCE_S = 600.0
-"""A tool that holds up others for longer does so no more: it may hang, and somebody has to go on."""
+"""Tools that were silent for so long hold up nobody any more: they may hang, and somebody has to go on."""
 
 
 class MemoryOvercommit:
@@ -58,6 +58,7 @@ class HostGate:
         """``turn``: a program's place in line."""
         self._turn = turn
         self._hosts: dict[str, _Host] = {}
+        self._heard_s: dict[str, float] = {}  # of tools of programs on limited hosts
         self._now = 0.0
 
     def line_of(self, program: Program) -> str:
@@ -76,6 +77,8 @@ class HostGate:
                 self._attach(state, event)
             case ev.HostLost():
                 del self._hosts[event.host]
+                for name in [n for n in self._heard_s if state.programs[n].host == event.host]:
+                    del self._heard_s[name]
             case ev.EngineLost():
                 for host in self._hosts.values():
                     for name in [name for name in host.ledger.seated if state.programs[name].seat is None]:
@@ -84,8 +87,11 @@ class HostGate:
                 pass  # nothing changes on a host
             case ev.ProgramClosed() if subject is not None and limit is not None:
                 limit.ledger.drop(subject.name)
+                self._heard_s.pop(subject.name, None)
                 limit.full = False
             case _ if subject is not None and limit is not None:
+                if isinstance(event, ev.ToolStarted | ev.ToolProgressed | ev.ToolFinished):
+                    self._heard_s[subject.name] = now
                 if isinstance(event, ev.ToolFinished):
                     limit.overcommit.ran(
                         event.wall_s, killed=event.exit_status == ev.KILLED, waited_for=limit.full
@@ -98,8 +104,10 @@ class HostGate:
         """Count the program as it is now: after an event about it, or after it was seated or paused."""
         host = self._hosts.get(program.host)
         if host is not None:
-            turn = self._turn(program) if program.killed_bytes else None
-            host.ledger.put(program.name, Need.of(state, program), turn)
+            killed = program.killed_bytes > 0 and not self._overdue(program)
+            host.ledger.put(
+                program.name, Need.of(state, program, killed=killed), self._turn(program) if killed else None
+            )
             if not program.in_gap:
                 host.ledger.stays(program.name)
             host.full = False
@@ -116,23 +124,25 @@ class HostGate:
         host = self._hosts.get(program.host)
         if host is None:
             return []
-        need = Need.of(state, program)
+        need = Need.of(state, program, killed=program.killed_bytes > 0)
         leave = host.ledger.who_leaves(
             program.name, need, host.overcommit.factor, lambda name: self._overdue(state.programs[name])
         )
         host.full = leave is None
         return None if leave is None else [state.programs[name] for name in leave]
 
-    def look_again(self) -> None:
+    def look_again(self, state: State) -> None:
         """Time has passed: what was refused may be possible now."""
         for host in self._hosts.values():
             host.full = False
+            if host.ledger.firm is not None and self._overdue(state.programs[host.ledger.firm[1]]):
+                self.recount(state, state.programs[host.ledger.firm[1]])
 
     def _overdue(self, program: Program) -> bool:
-        """Whether its gap has lasted so long that nobody waits for its tools any more, if any run."""
+        """Whether its tools were silent for so long that nobody waits for them any more, if any run."""
         if not program.running and not program.killed_bytes:
             return True
-        return program.gap_since_s is not None and self._now - program.gap_since_s >= PATIENCE_S
+        return self._now - self._heard_s.get(program.name, self._now) >= PATIENCE_S
 
     def relief(self, state: State) -> list[Program]:
         """Who has to be paused for a tool that was killed to find room: programs in a gap, the last in

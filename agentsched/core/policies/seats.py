@@ -191,7 +191,7 @@ class Seats:
             self._line_up(state)
         if orders.now >= self._looked_s + LOOK_AGAIN_S:
             self._refused, self._looked_s = None, orders.now
-            self.hosts.look_again()
+            self.hosts.look_again(state)
         while (first := self._line.first(state, self.hosts.full())) is not None:
             host, program = first
             host_leavers = self.hosts.who_leaves(state, program)
