@@ -101,25 +101,26 @@ class HostLedger:
         return self.need_bytes - firm_bytes - (self.memory_bytes - firm_bytes) * overcommit
 
     def who_leaves(
-        self, name: str, need: Need, overcommit: float, overdue: Callable[[str], bool]
+        self, name: str, need: Need, overcommit: float, holds: Callable[[str], bool]
     ) -> list[str] | None:
         """Who has to leave for a program without a seat to fit; None if it cannot.
 
-        Nobody leaves in vain: whose tool holds all it needs leaves only if that is ``overdue``. The
-        program always fits where nobody else has a seat and no tool runs that is not overdue.
+        ``holds``: whether tools of a program run that one should wait for. Nobody leaves in vain, while
+        such a tool holds all that it needs; and the program always fits where nobody else has a seat and
+        no such tool runs.
         """
         over_bytes = self.over_bytes(overcommit) - self._of(name).now_bytes + need.seated_bytes
         leave: list[str] = []
         for leaver in self.leavers:
             if over_bytes <= 0:
                 break
-            if self.seated[leaver].freed_bytes > 0 or overdue(leaver):
+            if self.seated[leaver].freed_bytes > 0 or not holds(leaver):
                 leave.append(leaver)
                 over_bytes -= self.seated[leaver].freed_bytes
         if over_bytes <= 0:
             return leave
         still = (other for other in (*self.lingering, *leave) if other != name)
-        alone = len(leave) == len(self.seated) and all(overdue(other) for other in still)
+        alone = len(leave) == len(self.seated) and not any(holds(other) for other in still)
         return leave if alone else None
 
     def _of(self, name: str) -> Need:

@@ -104,7 +104,7 @@ class HostGate:
         """Count the program as it is now: after an event about it, or after it was seated or paused."""
         host = self._hosts.get(program.host)
         if host is not None:
-            killed = program.killed_bytes > 0 and not self._overdue(program)
+            killed = program.killed_bytes > 0 and not self._silent(program)
             host.ledger.put(
                 program.name, Need.of(state, program, killed=killed), self._turn(program) if killed else None
             )
@@ -126,7 +126,7 @@ class HostGate:
             return []
         need = Need.of(state, program, killed=program.killed_bytes > 0)
         leave = host.ledger.who_leaves(
-            program.name, need, host.overcommit.factor, lambda name: self._overdue(state.programs[name])
+            program.name, need, host.overcommit.factor, lambda name: self._holds(state.programs[name])
         )
         host.full = leave is None
         return None if leave is None else [state.programs[name] for name in leave]
@@ -135,14 +135,22 @@ class HostGate:
         """Time has passed: what was refused may be possible now."""
         for host in self._hosts.values():
             host.full = False
-            if host.ledger.firm is not None and self._overdue(state.programs[host.ledger.firm[1]]):
+            if host.ledger.firm is not None and self._silent(state.programs[host.ledger.firm[1]]):
                 self.recount(state, state.programs[host.ledger.firm[1]])
+            for name in host.ledger.seated:
+                if self._silent(state.programs[name]):
+                    host.ledger.may_leave(name)
 
-    def _overdue(self, program: Program) -> bool:
-        """Whether its tools were silent for so long that nobody waits for them any more, if any run."""
-        if not program.running and not program.killed_bytes:
-            return True
-        return self._now - self._heard_s.get(program.name, self._now) >= PATIENCE_S
+    def _silent(self, program: Program) -> bool:
+        """Whether nothing was heard of it for so long that nobody waits for its tools any more."""
+        if program.gap_since_s is None:
+            return False
+        heard_s = max(program.gap_since_s, self._heard_s.get(program.name, 0.0))
+        return self._now - heard_s >= PATIENCE_S
+
+    def _holds(self, program: Program) -> bool:
+        """Whether tools of it run that one should wait for."""
+        return bool(program.running or program.killed_bytes) and not self._silent(program)
 
     def relief(self, state: State) -> list[Program]:
         """Who has to be paused for a tool that was killed to find room: programs in a gap, the last in
