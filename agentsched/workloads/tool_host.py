@@ -7,10 +7,10 @@ A model of one host without any control over it, so that what control is worth c
   cores are shared equally among threads. So a call that finds free cores takes its ``gap_s`` exactly.
 * A call holds its ``memory_bytes`` from start to end. The youngest call loses: one that starts where too
   little memory is left runs into the limit at its end, where its memory would peak, and is killed (OOM):
-  its time is spent for nothing. It starts again after a pause that doubles with each kill, up to 5 minutes. It holds none
-  of the memory meanwhile, so those before it are never killed, some call always ends, and no run stands
-  still. One that needs more than the whole host is killed once and counts as ended: its agent would see
-  the failure and go on.
+  its time is spent for nothing. It starts again after a pause that doubles with each kill, up to 5
+  minutes. It holds none of the memory meanwhile, so those before it are never killed, some call always
+  ends, and no run stands still. One that needs more than the whole host is killed once and counts as
+  ended: its agent would see the failure and go on.
 
 In virtual time and deterministic. Threads progress alike, so one clock that slows down as threads
 exceed cores tells when each call's computing ends: starting or ending a call costs O(log n).
