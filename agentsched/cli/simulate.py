@@ -80,8 +80,9 @@ docs/simulate.md tells what is simulated and what the figures mean.
 @click.option("--programs", type=int, help="Draw so many, with replacement.  [default: each once]")
 @click.option("--sharing/--no-sharing", default=True, show_default=True, help="Programs share prompt heads.")
 @click.option("--deadline-factor", type=float, help="Each program should end within F times its time alone.")
-@click.option("--tool-cores", type=float, help="Cores of the host on which all tools run.  [default: enough]")
-@click.option("--tool-memory-gb", type=float, help="Memory of that host, GB.  [default: enough]")
+@click.option("--tool-hosts", type=int, default=1, show_default=True, help="Hosts on which tools run.")
+@click.option("--tool-cores", type=float, help="Cores of each of these hosts.  [default: enough]")
+@click.option("--tool-memory-gb", type=float, help="Memory of each of these hosts, GB.  [default: enough]")
 @click.option("--control-delay-ms", type=float, default=0.0, help="Delay of orders and reports.")
 @click.option("--lost-orders", type=float, default=0.0, help="Share of orders that never arrive.")
 @click.option(

@@ -61,6 +61,8 @@ class Core:
     def check_invariants(self) -> None:
         """Raises AssertionError if the core's own books disagree."""
         self.state.check_invariants()
+        for books in self.policy.books:
+            books.check_invariants(self.state)
 
     def _follow(self, orders: Orders, event: ev.AnyEvent, subject: Program | None) -> None:
         match event:

@@ -1,4 +1,4 @@
-"""What hosts tell the core: the facts of programs, calls, tool calls and engines.
+"""What the core is told: the facts of programs, calls, tool calls, engines and the hosts of tools.
 
 Every event is an immutable value, checked when it is made, so an event that exists is a legal one
 (``ValueError`` names the field otherwise). Events carry no time of their own: the host passes
@@ -13,6 +13,9 @@ from __future__ import annotations
 import msgspec
 
 LEAST_WEIGHT, MOST_WEIGHT = 1e-3, 1e3
+
+KILLED = 128 + 9
+"""Exit status of a tool that was killed, as for want of memory."""
 
 _NAMES = frozenset({"program", "call", "tool_call", "engine", "tenant"})
 
@@ -41,11 +44,15 @@ class ToolCallRef(Value, frozen=True, kw_only=True):
 
 
 class ProgramOpened(Event, frozen=True, kw_only=True):
-    """A program's first call is about to arrive, or its owner announced it. ``weight``: its tenant's."""
+    """A program's first call is about to arrive, or its owner announced it. ``weight``: its tenant's.
+
+    ``host``: where its tools run; "", or one that is not attached, has no limits.
+    """
 
     program: str
     tenant: str = "default"
     weight: float = 1.0
+    host: str = ""
 
     def __post_init__(self) -> None:
         Value.__post_init__(self)
@@ -160,6 +167,26 @@ class EngineLost(Event, frozen=True, kw_only=True):
     engine: str
 
 
+class HostAttached(Event, frozen=True, kw_only=True):
+    """A host of sandboxes: ``memory_bytes`` is what tools may use there. Again, it has a new size."""
+
+    host: str
+    memory_bytes: int
+
+    def __post_init__(self) -> None:
+        Value.__post_init__(self)
+        if not self.host:
+            raise ValueError("HostAttached.host must not be empty")
+        if not self.memory_bytes:
+            raise ValueError("HostAttached.memory_bytes must be > 0")
+
+
+class HostLost(Event, frozen=True, kw_only=True):
+    """A host of sandboxes went away, and with it the tools that ran there."""
+
+    host: str
+
+
 class Held(Value, frozen=True, kw_only=True):
     """KV held for one program, tokens; a shared block counts for each of its owners."""
 
@@ -208,6 +235,8 @@ AnyEvent = (
     | ProgramClosed
     | EngineAttached
     | EngineLost
+    | HostAttached
+    | HostLost
     | StepReport
     | Woken
 )

@@ -134,5 +134,16 @@ class Ledger:
             chain((f for _, _, f in endings[:at]), (forecast,), (f for _, _, f in endings[at:]))
         )
 
+    def programs(self) -> Iterator[str]:
+        """Who sits here."""
+        return iter(self._forecasts)
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError if the books disagree."""
+        tokens = sum(forecast.now_tokens for forecast in self._forecasts.values())
+        assert self.need_tokens == tokens, "tokens needed are miscounted"
+        assert self._away_tokens == sum(self._away.values()), "tokens away are miscounted"
+        assert sum(self._shared.values()) == len(self._forecasts), "shares are miscounted"
+
     def tokens_of(self, program: Program) -> int:
         return self._forecasts[program.name].now_tokens

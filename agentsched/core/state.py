@@ -24,13 +24,9 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from agentsched.core import events as ev
+from agentsched.core.engine_state import EngineState as EngineState
+from agentsched.graphs.memory import OWN_PEAKS, MemoryModel
 from agentsched.graphs.predict import ContextModel, GapModel
-
-UNKNOWN_PREFILL_TOKENS_PER_S = 1_000.0
-"""Cautious: KV is held rather longer before anything was measured."""
-
-FEW_PREFILLED_TOKENS = 256
-RATES_KEPT = 256
 
 
 class IllegalEvent(Exception):
@@ -79,6 +75,14 @@ class Call:
 
 
 @dataclass(slots=True)
+class RunningTool:
+    """One tool call that runs: its gap key, and what it is known to have used at its peak."""
+
+    key: str
+    memory_bytes: int = 0
+
+
+@dataclass(slots=True)
 class Program:
     """One live program. ``order`` numbers programs by arrival; tokens and seconds as named."""
 
@@ -103,6 +107,10 @@ class Program:
     tools: dict[str, str] = field(default_factory=dict)  # asked for or running: tool call -> gap key
     gap_key: str = ""  # what the gap is predicted by: the tool, and its command class once known
     held_tokens: int = 0  # on device, as last reported
+    host: str = ""  # where its tools run
+    running: dict[str, RunningTool] = field(default_factory=dict)  # by tool call; paused or not
+    killed_bytes: int = 0  # what a tool that was killed needs at least, until its answer arrives
+    peaks: deque[int] = field(default_factory=lambda: deque(maxlen=OWN_PEAKS))  # of its last tools, bytes
 
     @property
     def foreground(self) -> bool:
@@ -123,35 +131,6 @@ class Program:
         return max([self.context_tokens, *(call.prompt_tokens for call in self.calls.values())])
 
 
-@dataclass(slots=True)
-class EngineState:
-    """One attached engine, as declared and last reported."""
-
-    name: str
-    capacity_tokens: int
-    free_tokens: int
-    running: int = 0
-    queued: int = 0
-    prefilled_tokens: int = 0
-    recomputed_tokens: int = 0
-    busy_s: float = 0.0
-    host_tokens: int = 0
-    host_tokens_per_s: float = 0.0
-    prefill_rates: deque[float] = field(default_factory=lambda: deque(maxlen=RATES_KEPT))
-    prefill_tokens_per_s: float = UNKNOWN_PREFILL_TOKENS_PER_S
-
-    @property
-    def restore_tokens_per_s(self) -> float:
-        """How fast KV that is gone from the device comes back: from host memory, else by prefill."""
-        return max(self.prefill_tokens_per_s, self.host_tokens_per_s if self.host_tokens else 0.0)
-
-    def observe_prefill(self, tokens: int, seconds: float) -> None:
-        """Learn the rate from one report. Steps decode too, so the best one comes closest to it."""
-        if tokens >= FEW_PREFILLED_TOKENS and seconds > 0:
-            self.prefill_rates.append(tokens / seconds)
-            self.prefill_tokens_per_s = max(self.prefill_rates)
-
-
 class State:
     """All of the above plus the learned models. Mutated by ``apply``, ``seat`` and ``unseat``."""
 
@@ -161,7 +140,9 @@ class State:
         self.engines: dict[str, EngineState] = {}
         self.seats: dict[str, dict[str, Program]] = {}  # engine -> its foreground programs
         self.queue: dict[str, Program] = {}  # programs with a call at the gateway and no seat
+        self.hosts: dict[str, int] = {}  # attached hosts of tools -> memory for tools, bytes
         self.gaps = GapModel()
+        self.memory = MemoryModel()
         self.contexts = ContextModel()
         self.programs_seen = 0
 
@@ -194,6 +175,10 @@ class State:
                 self.seats[event.engine] = {}
             case ev.EngineLost():
                 self._lose(event)
+            case ev.HostAttached():
+                self.hosts[event.host] = event.memory_bytes
+            case ev.HostLost():
+                self._lose_host(event)
             case ev.StepReport():
                 self._report(event)
             case ev.Woken():
@@ -241,7 +226,7 @@ class State:
         if event.program in self.programs:
             raise IllegalEvent(f"program {event.program!r} is open already")
         self.programs_seen += 1
-        program = Program(event.program, event.tenant, self.programs_seen, now, event.weight)
+        program = Program(event.program, event.tenant, self.programs_seen, now, event.weight, host=event.host)
         self.programs[event.program] = program
         return program
 
@@ -252,8 +237,12 @@ class State:
         if program.in_gap and program.gap_since_s is not None and not program.gap_is_retry:
             self.gaps.observe(program.gap_key, now - program.gap_since_s)
         program.gap_since_s, program.gap_is_retry = None, False
+        if program.killed_bytes:  # it did not start again
+            program.peaks.append(program.killed_bytes)
+            program.killed_bytes = 0
         for tool_call in event.answers:
             program.tools.pop(tool_call, None)
+            program.running.pop(tool_call, None)
         call = Call(event.call, event.program, now, event.prompt_tokens, event.max_output_tokens)
         if program.foreground:
             call.phase = Phase.SENT
@@ -315,13 +304,41 @@ class State:
             case ev.ToolStarted():
                 key = f"{event.tool}:{event.command}" if event.command else event.tool
                 program.tools[event.tool_call] = key
+                program.running[event.tool_call] = RunningTool(key)
                 if program.in_gap:
                     program.gap_key = key
             case ev.ToolFinished():
                 program.tools.pop(event.tool_call, None)
+                self._learn_peak(program, event)
             case ev.ToolProgressed():
-                pass
+                tool = program.running.get(event.tool_call)
+                if tool is not None:
+                    tool.memory_bytes = max(tool.memory_bytes, event.memory_bytes)
         return program
+
+    def _learn_peak(self, program: Program, event: ev.ToolFinished) -> None:
+        tool = program.running.pop(event.tool_call, None)
+        if tool is None:
+            return
+        peak_bytes = max(tool.memory_bytes, event.peak_memory_bytes)
+        if event.exit_status == ev.KILLED:
+            expected_bytes = program.killed_bytes or self.memory.peak_bytes(tool.key)
+            # It would have needed more than it got. If it got less than expected, that says nothing new.
+            program.killed_bytes = 2 * peak_bytes if peak_bytes >= expected_bytes else expected_bytes
+        else:
+            self.memory.observe(tool.key, peak_bytes)
+            program.peaks.append(peak_bytes)
+            program.killed_bytes = 0
+
+    def _lose_host(self, event: ev.HostLost) -> None:
+        if self.hosts.pop(event.host, None) is None:
+            raise IllegalEvent(f"host {event.host!r} is not attached")
+        for program in self.programs.values():
+            if program.host == event.host:
+                for tool_call in program.running:
+                    program.tools.pop(tool_call, None)
+                program.running.clear()
+                program.killed_bytes = 0
 
     def _close(self, event: ev.ProgramClosed) -> Program:
         program = self.program(event.program)

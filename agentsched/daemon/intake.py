@@ -5,16 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from agentsched.core.events import ProgramClosed, ProgramOpened, ToolFinished, ToolProgressed, ToolStarted
+from agentsched.core.events import (
+    HostAttached,
+    HostLost,
+    ProgramClosed,
+    ProgramOpened,
+    ToolFinished,
+    ToolProgressed,
+    ToolStarted,
+)
 from agentsched.daemon.calls import Calls
 from agentsched.daemon.chat import check_program, convert, decode_object
 from agentsched.daemon.errors import bad_field
 from agentsched.daemon.host import Host
 
-Posted = ProgramOpened | ProgramClosed | ToolStarted | ToolProgressed | ToolFinished
-_KINDS = {
+OfProgram = ProgramOpened | ProgramClosed | ToolStarted | ToolProgressed | ToolFinished
+OfHost = HostAttached | HostLost
+Posted = OfProgram | OfHost
+_OF_PROGRAM = {
     kind.__name__: kind for kind in (ProgramOpened, ProgramClosed, ToolStarted, ToolProgressed, ToolFinished)
 }
+_OF_HOST = {kind.__name__: kind for kind in (HostAttached, HostLost)}
 
 
 def parse_events(data: bytes, owner: Callable[[str], str | None]) -> list[Posted]:
@@ -32,15 +43,20 @@ def parse_events(data: bytes, owner: Callable[[str], str | None]) -> list[Posted
 def _event(raw: Any, where: str, owner: Callable[[str], str | None]) -> Posted:
     if not isinstance(raw, dict):
         raise bad_field(where, "must be an object")
-    kind = _KINDS.get(raw["event"]) if isinstance(raw.get("event"), str) else None
+    name = raw["event"] if isinstance(raw.get("event"), str) else ""
+    if name in _OF_HOST:
+        of_host: OfHost = convert(raw, _OF_HOST[name], where)
+        return of_host
+    kind = _OF_PROGRAM.get(name)
     if kind is None:
-        raise bad_field(f"{where}.event", f"must be one of {', '.join(_KINDS)}, got {raw.get('event')!r}")
+        names = ", ".join((*_OF_PROGRAM, *_OF_HOST))
+        raise bad_field(f"{where}.event", f"must be one of {names}, got {raw.get('event')!r}")
     tool_call = raw.get("tool_call")
     if isinstance(tool_call, str) and (program := owner(tool_call)) is not None:
         raw = raw | {"program": program}
     elif "program" not in raw:
         raise bad_field(f"{where}.program", "is needed: the tool call's id was not given out here")
-    event: Posted = convert(raw, kind, where)
+    event: OfProgram = convert(raw, kind, where)
     check_program(event.program, f"{where}.program")
     return event
 

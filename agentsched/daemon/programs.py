@@ -105,7 +105,7 @@ class Programs:
                 self._lose(event.engine)
             case ev.StepReport():
                 self._held(event)
-            case ev.EngineAttached() | ev.Woken():
+            case ev.EngineAttached() | ev.HostAttached() | ev.HostLost() | ev.Woken():
                 pass
 
     def _end(self, now: float, event: ev.CallFinished | ev.CallAborted) -> None:

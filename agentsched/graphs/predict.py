@@ -71,7 +71,7 @@ class GapModel:
     def observe(self, tool: str, gap_s: float) -> None:
         """Learn a gap that ended. Raises ValueError unless 0 <= ``gap_s`` <= ``LARGEST``."""
         gap_s = min(amount("gap_s", gap_s), LONGEST_GAP_S)
-        for key in _keys(tool):
+        for key in keys_of(tool):
             window = self._by_tool.pop(key, None) or Window(self.SAMPLES_PER_TOOL)
             if len(self._by_tool) >= self.MAX_TOOLS:
                 del self._by_tool[next(iter(self._by_tool))]
@@ -81,7 +81,7 @@ class GapModel:
 
     def samples(self, tool: str) -> Sequence[float]:
         """The durations that stand for this key, ascending, never empty. Not to be changed."""
-        for key in _keys(tool):
+        for key in keys_of(tool):
             window = self._by_tool.get(key)
             if window is not None and len(window.ordered) >= FEW:
                 return window.ordered
@@ -134,7 +134,7 @@ class GapModel:
     def _sources(self, tool: str, elapsed_s: float) -> Iterator[_Source]:
         """Where samples that outlast ``elapsed_s`` come from, narrowest first, until there are enough."""
         known = 0
-        windows = [window for key in _keys(tool) if (window := self._by_tool.get(key)) is not None]
+        windows = [window for key in keys_of(tool) if (window := self._by_tool.get(key)) is not None]
         pooled = self._pooled.ordered if len(self._pooled.ordered) >= FEW else PRIOR_GAPS_S
         for samples in (*(window.ordered for window in windows), pooled):
             # a gap that just began rules none out, not even one of no length
@@ -148,7 +148,7 @@ class GapModel:
                 return
 
 
-def _keys(tool: str) -> tuple[str, ...]:
+def keys_of(tool: str) -> tuple[str, ...]:
     """The key and, where it names a command class too, its tool alone."""
     key = tool[:LONGEST_KEY]
     function, colon, _ = key.partition(":")

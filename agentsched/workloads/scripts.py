@@ -61,7 +61,8 @@ class Script:
 
     ``prefix``: the head of every context of it, shared with programs that have the same pieces.
     ``deadline_s``: seconds from its arrival within which it should end; None has no deadline.
-    ``source``: the set it was drawn from, for breakdowns.
+    ``source``: the set it was drawn from, for breakdowns. ``host``: where its tools run, where hosts have
+    limits; "" leaves that to the simulator.
     """
 
     program: str
@@ -71,6 +72,7 @@ class Script:
     tenant: str = "default"
     deadline_s: float | None = None
     source: str = ""
+    host: str = ""
 
     def __post_init__(self) -> None:
         if not self.turns:

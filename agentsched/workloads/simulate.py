@@ -53,7 +53,7 @@ class Options:
     """What is simulated, without the policy. ``kv_tokens`` and ``host_tokens`` are those of one engine;
     ``concurrency`` and ``rate`` of all of them. ``arrivals``: poisson, gamma:CV or day (as is day:CV).
     ``deadline_factor``: every program is to end within so many times what it takes alone. ``tool_cores``
-    and ``tool_memory_gb`` limit the one host on which all tools run."""
+    and ``tool_memory_gb`` limit each of the ``tool_hosts`` on which tools run."""
 
     traces: tuple[str, ...]
     kv_tokens: int
@@ -67,6 +67,7 @@ class Options:
     sharing: bool = True
     arrivals: str = "poisson"
     deadline_factor: float | None = None
+    tool_hosts: int = 1
     tool_cores: float | None = None
     tool_memory_gb: float | None = None
     control_delay_ms: float = 0.0
@@ -88,7 +89,7 @@ class Options:
             raise OptionError(str(error)) from None
         if not self.traces:
             raise OptionError("name at least one trace")
-        for name in ("concurrency", "engines", "programs", "chunk_tokens", "max_running"):
+        for name in ("concurrency", "engines", "programs", "tool_hosts", "chunk_tokens", "max_running"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"{_option(name)} must be at least 1, got {value}")
@@ -174,7 +175,7 @@ def simulate(
             alone_s=lambda program: times[cast.original(program)],
             decided_s=run.decided_s,
             conditions=asdict(options) | {"traces": " ".join(options.traces)},
-            tool_host=run.tool_host.usage if run.tool_host else None,
+            tool_host=run.gaps.usage,
             recompute_bound_tokens=bound,
             packing_tasks_per_hour=packing,
         ),
@@ -205,6 +206,7 @@ def _simulation(
             concurrency=options.concurrency,
             control_delay_s=options.control_delay_ms / 1e3,
             lost_orders=options.lost_orders,
+            tool_hosts=options.tool_hosts,
             tool_cores=options.tool_cores,
             tool_memory_bytes=None if options.tool_memory_gb is None else int(options.tool_memory_gb * 1e9),
             seed=options.seed,

@@ -21,9 +21,9 @@ from agentsched.core.core import Core
 from agentsched.core.decisions import Admit, AnyDecision, EngineOrder, Migrate, Pause, Reject
 from agentsched.core.log import Entry
 from agentsched.engines.analytic import Output
+from agentsched.workloads.gaps import Gaps
 from agentsched.workloads.scripts import Script, Turn
 from agentsched.workloads.simulated_engine import SimulatedEngine as SimulatedEngine
-from agentsched.workloads.tool_host import Gaps, ToolHost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +32,13 @@ class Conditions:
     the next begins when one ends); without it programs arrive at their own times (open loop).
     ``control_delay_s`` holds up orders to engines and their reports; ``lost_orders`` is the share of
     orders that never arrive. ``report_every_s`` is the engines' interval of reports. ``tool_cores`` and
-    ``tool_memory_bytes`` limit the one host on which all programs' tools run; None: without limit."""
+    ``tool_memory_bytes`` limit each of the ``tool_hosts`` on which tools run; None: without limit."""
 
     concurrency: int | None = None
     control_delay_s: float = 0.0
     lost_orders: float = 0.0
     report_every_s: float = 0.5
+    tool_hosts: int = 1
     tool_cores: float | None = None
     tool_memory_bytes: int | None = None
     seed: int = 0
@@ -56,6 +57,7 @@ class _Request:
 class _Running:
     script: Script
     parent: _Running | None = None
+    host: str = ""
     turn: int = 0
     own_tokens: int = 0
     epoch: int = 0
@@ -68,7 +70,7 @@ class _Running:
 
 class Simulation:
     """One run. ``entries`` is its log, as the daemon would have written it; ``decided_s`` the real
-    seconds that each ``handle`` of the core took, ``tool_host`` the tools' host if it has limits."""
+    seconds that each ``handle`` of the core took, ``gaps`` has the tools' hosts, if they have limits."""
 
     def __init__(
         self,
@@ -91,10 +93,13 @@ class Simulation:
         self.now = 0.0
         self.ended = 0
         self.conditions = conditions or Conditions()
-        cores, memory_bytes = self.conditions.tool_cores, self.conditions.tool_memory_bytes
-        limited = cores is not None or memory_bytes is not None
-        self.tool_host = ToolHost(cores=cores, memory_bytes=memory_bytes) if limited else None
-        self._gaps = Gaps(self._at, self.tool_host)
+        self.gaps = Gaps(
+            self._at,
+            self._post,
+            hosts=self.conditions.tool_hosts,
+            cores=self.conditions.tool_cores,
+            memory_bytes=self.conditions.tool_memory_bytes,
+        )
         self._core = core
         self._engines = {engine.name: engine for engine in engines}
         self._agents = {} if agents is None else agents
@@ -126,6 +131,7 @@ class Simulation:
         return self.entries
 
     def _attach(self) -> None:
+        self.gaps.attach()
         for name, engine in self._engines.items():
             self._post(
                 ev.EngineAttached(
@@ -141,8 +147,7 @@ class Simulation:
 
     def _check(self) -> None:
         self._core.check_invariants()
-        if self.tool_host is not None:
-            self.tool_host.check_invariants()
+        self.gaps.check_invariants()
         for engine in self._engines.values():
             engine.check_invariants()
 
@@ -209,9 +214,9 @@ class Simulation:
     # Programs
 
     def _begin(self, script: Script, parent: _Running | None) -> None:
-        program = _Running(script, parent)
+        program = _Running(script, parent, self.gaps.place(script, parent.host if parent else ""))
         self._programs[script.program] = program
-        self._post(ev.ProgramOpened(program=script.program, tenant=script.tenant))
+        self._post(ev.ProgramOpened(program=script.program, tenant=script.tenant, host=program.host))
         self._turn(program)
 
     def _turn(self, program: _Running) -> None:
@@ -293,20 +298,21 @@ class Simulation:
         if last:
             self._end(program)
             return
-        if ref and turn.command:
-            self._post(
-                ev.ToolStarted(
-                    tool_call=ref.tool_call, program=script.program, tool=turn.tool, command=turn.command
-                )
-            )
-        self._away(program, turn)
+        self._away(program, turn, ref.tool_call if ref else None)
 
-    def _away(self, program: _Running, turn: Turn) -> None:
+    def _away(self, program: _Running, turn: Turn, tool_call: str | None) -> None:
         agents = [self._agents[name] for name in turn.agents if name in self._agents]
         program.agents_left, program.gap_over = len(agents), False
         for script in agents:
             self._at(self.now, lambda script=script: self._begin(script, program))  # type: ignore[misc]
-        self._gaps.begin(program.script.program, turn, self.now, lambda: self._gap_over(program))
+        self.gaps.begin(
+            program.script.program,
+            turn,
+            self.now,
+            lambda: self._gap_over(program),
+            host=program.host,
+            tool_call=tool_call,
+        )
 
     def _gap_over(self, program: _Running) -> None:
         program.gap_over = True

@@ -7,10 +7,10 @@ A model of one host without any control over it, so that what control is worth c
   cores are shared equally among threads. So a call that finds free cores takes its ``gap_s`` exactly.
 * A call holds its ``memory_bytes`` from start to end. The youngest call loses: one that starts where too
   little memory is left runs into the limit at its end, where its memory would peak, and is killed (OOM):
-  its time is spent for nothing. It starts again after a pause that doubles with each kill. It holds none
-  of the memory meanwhile, so those before it are never killed, some call always ends, and no run stands
-  still. One that needs more than the whole host is killed once and counts as ended: its agent would see
-  the failure and go on.
+  its time is spent for nothing. It starts again after a pause that doubles with each kill, up to 5
+  minutes. It holds none of the memory meanwhile, so those before it are never killed, some call always
+  ends, and no run stands still. One that needs more than the whole host is killed once and counts as
+  ended: its agent would see the failure and go on.
 
 In virtual time and deterministic. Threads progress alike, so one clock that slows down as threads
 exceed cores tells when each call's computing ends: starting or ending a call costs O(log n).
@@ -19,13 +19,15 @@ exceed cores tells when each call's computing ends: starting or ending a call co
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
-
-from agentsched.workloads.scripts import Turn
+from enum import Enum, auto
 
 RESTART_S = 1.0
 """The pause after a call's first kill."""
+
+LONGEST_RESTART_S = 300.0
+"""Pauses do not double beyond this, as is usual for what restarts containers."""
 
 
 @dataclass(slots=True)
@@ -41,6 +43,40 @@ class HostUsage:
     over_memory: int = 0
     oom_kills: int = 0
 
+    @classmethod
+    def total(cls, usages: Iterable[HostUsage]) -> HostUsage:
+        """Of several hosts; the peak is the largest of one."""
+        total = cls()
+        for usage in usages:
+            total.ended += usage.ended
+            total.cpu_s += usage.cpu_s
+            total.delay_s += usage.delay_s
+            total.peak_memory_bytes = max(total.peak_memory_bytes, usage.peak_memory_bytes)
+            total.over_memory += usage.over_memory
+            total.oom_kills += usage.oom_kills
+        return total
+
+
+class Happened(Enum):
+    """What became of a call: it ended by itself; it was killed and starts again after a pause, or, as it
+    can never fit, does not; it starts again."""
+
+    ENDED = auto()
+    KILLED = auto()
+    FAILED = auto()
+    RESTARTED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolStep:
+    """One thing that happened to the call ``name``; times and memory are since its last start."""
+
+    name: str
+    what: Happened
+    wall_s: float
+    cpu_s: float
+    peak_memory_bytes: int
+
 
 @dataclass(slots=True)
 class _Call:
@@ -49,6 +85,8 @@ class _Call:
     cpu_s: float
     memory_bytes: int
     began_s: float
+    started_s: float
+    free_bytes: int = 0
     threads: float = 1.0
     holds: bool = True
     pausing: bool = False
@@ -92,23 +130,22 @@ class ToolHost:
 
     def start(self, name: str, *, gap_s: float, cpu_s: float, memory_bytes: int, now: float) -> None:
         """Start a call that takes ``gap_s`` when it is alone. ``now`` never goes back, and ``advance`` has
-        been called for all that ended before it. ``name`` is what ``advance`` returns at its end."""
+        been called for all that ended before it. ``name`` is what ``advance`` calls it."""
         self._pass(now)
-        call = _Call(name, gap_s, cpu_s if gap_s else 0.0, memory_bytes, now)
+        call = _Call(name, gap_s, cpu_s if gap_s else 0.0, memory_bytes, now, now)
         call.threads = max(1.0, call.cpu_s / gap_s) if gap_s else 1.0
         self._begin(call)
         if not call.holds:
             self.usage.over_memory += 1
 
-    def advance(self, now: float) -> list[str]:
-        """Let time pass; the names of the calls that ended until ``now``, in order."""
-        ended: list[str] = []
+    def advance(self, now: float) -> list[ToolStep]:
+        """Let time pass; what happened to calls until ``now``, in order."""
+        steps: list[ToolStep] = []
         while (next_s := self.next_s) is not None and next_s <= now:
             if self._waiting and self._waiting[0][0] == next_s:
                 self._pass(next_s)
                 call = heapq.heappop(self._waiting)[2]
-                if self._leave(call):
-                    ended.append(call.name)
+                steps.append(self._leave(call))
                 continue
             end_s, _, call = heapq.heappop(self._computing)
             self.now, self._progress_s = next_s, end_s
@@ -116,7 +153,7 @@ class ToolHost:
             self.usage.cpu_s += call.cpu_s
             self._wait(call)
         self._pass(now)
-        return ended
+        return steps
 
     def check_invariants(self) -> None:
         """Threads and memory are those of the calls that run. Raises AssertionError; changes nothing."""
@@ -130,7 +167,9 @@ class ToolHost:
 
     def _begin(self, call: _Call) -> None:
         limit = self.memory_bytes
-        call.holds = limit is None or self._held_bytes + call.memory_bytes <= limit
+        call.started_s = self.now
+        call.free_bytes = call.memory_bytes if limit is None else limit - self._held_bytes
+        call.holds = call.memory_bytes <= call.free_bytes
         if call.holds:
             self._held_bytes += call.memory_bytes
             self.usage.peak_memory_bytes = max(self.usage.peak_memory_bytes, self._held_bytes)
@@ -149,27 +188,33 @@ class ToolHost:
             # Small numbers again: the clock of progress would lose digits over days.
             self._threads = self._progress_s = 0.0
 
-    def _leave(self, call: _Call) -> bool:
-        """What was waited for is over: the call ends, is killed, or starts again. Whether it has ended."""
+    def _leave(self, call: _Call) -> ToolStep:
+        """What was waited for is over: the call ends, is killed, or starts again."""
         if call.pausing:
             call.pausing = False
             self._begin(call)
-            return False
+            return ToolStep(call.name, Happened.RESTARTED, 0.0, 0.0, 0)
+        what = Happened.ENDED
         if call.holds:
             self._held_bytes -= call.memory_bytes
         else:
+            what = Happened.FAILED
             self.usage.oom_kills += 1
             call.kills += 1
             if self.memory_bytes is not None and call.memory_bytes <= self.memory_bytes:
                 call.pausing = True
                 self._tie += 1
-                heapq.heappush(
-                    self._waiting, (self.now + RESTART_S * 2.0 ** (call.kills - 1), self._tie, call)
-                )
-                return False
+                pause_s = min(LONGEST_RESTART_S, RESTART_S * 2.0 ** min(call.kills - 1, 32))
+                heapq.heappush(self._waiting, (self.now + pause_s, self._tie, call))
+                return self._step(call, Happened.KILLED)
         self.usage.ended += 1
         self.usage.delay_s += max(0.0, self.now - call.began_s - call.gap_s)
-        return True
+        return self._step(call, what)
+
+    def _step(self, call: _Call, what: Happened) -> ToolStep:
+        """A killed call has used what was free when it started, and would have used more."""
+        peak_bytes = min(call.memory_bytes, call.free_bytes)
+        return ToolStep(call.name, what, self.now - call.started_s, call.cpu_s, peak_bytes)
 
     def _speed(self) -> float:
         """Seconds of a thread's progress in a second."""
@@ -182,36 +227,3 @@ class ToolHost:
         if self._computing:
             self._progress_s += (now - self.now) * self._speed()
         self.now = now
-
-
-class Gaps:
-    """Ends the gaps of simulated programs: on a host, or, without one, after the time they take alone."""
-
-    def __init__(self, at: Callable[[float, Callable[[], None]], None], host: ToolHost | None) -> None:
-        """``at`` has an action done at a time."""
-        self._at, self._host = at, host
-        self._over: dict[str, Callable[[], None]] = {}
-        self._planned_s: float | None = None
-
-    def begin(self, program: str, turn: Turn, now: float, over: Callable[[], None]) -> None:
-        """The program is away as ``turn`` says; ``over`` is called at the end. It has no other gap then."""
-        if self._host is None:
-            self._at(now + turn.gap_s, over)
-            return
-        self._over[program] = over
-        self._host.start(program, gap_s=turn.gap_s, cpu_s=turn.cpu_s, memory_bytes=turn.memory_bytes, now=now)
-        self._plan(self._host)
-
-    def _plan(self, host: ToolHost) -> None:
-        when_s = host.next_s
-        if when_s is not None and when_s != self._planned_s:
-            self._planned_s = when_s
-            self._at(when_s, lambda: self._due(host, when_s))
-
-    def _due(self, host: ToolHost, when_s: float) -> None:
-        if self._planned_s != when_s:
-            return
-        self._planned_s = None
-        for program in host.advance(when_s):
-            self._over.pop(program)()
-        self._plan(host)

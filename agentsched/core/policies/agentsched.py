@@ -41,6 +41,7 @@ def _policy(
         retention=retention or GapIndex(foresight),
         placement=seats,
         learners=(turns, seats),
+        books=(seats,),
     )
 
 

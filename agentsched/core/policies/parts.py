@@ -75,6 +75,14 @@ class Retention(Protocol):
         ...
 
 
+class Books(Protocol):
+    """What keeps accounts of its own beside the state."""
+
+    def check_invariants(self, state: State) -> None:
+        """Raises AssertionError if they disagree with the state."""
+        ...
+
+
 @dataclass(frozen=True)
 class Policy:
     """A complete policy. Holds learned state: make a new one for each core (``make_policy``)."""
@@ -85,6 +93,7 @@ class Policy:
     retention: Retention
     placement: Placement
     learners: tuple[Learner, ...] = field(default=())
+    books: tuple[Books, ...] = field(default=())
 
     def observe(self, state: State, now: float, event: ev.AnyEvent, subject: Program | None) -> None:
         for learner in self.learners:

@@ -7,22 +7,18 @@ into the engine's KV times its overcommit (``forecast.predicted_peak``). Around 
 
 * Seats are given by turn (``turns``). Who cannot be seated holds back who stands behind, and a first
   program is always seated, so somebody can always run to the end, and everybody's turn comes.
+* A seat is taken with the memory that the program's tools need on their host, or not at all (``host_gate``).
 * A program whose gap lasts leaves its seat to whoever waits, once the gap's index is below the price
   of KV (``Ledger.price``). It comes back by its old place in line, and needs no more then than what
   it holds: it has begun, and its KV may still be there.
 * If the contexts outgrow the engine all the same, programs in a gap are paused, least index first,
   before the engine has to throw away KV that somebody needs.
-* Predictions are means, so peaks seldom meet; how far to trust in that is found online. Overcommit
-  rises while somebody waits, and falls with each program paused because contexts outgrew the engine,
-  so that restoring such programs takes a set share of the engine's time. The sum of n programs' needs strays
-  from its mean by 1 / sqrt(n) of it, so that is what trust can gain, and what the share follows:
-  ``RELIEF_SHARE`` / sqrt(seats). Sweeps over recorded and generated agents with 2 to 60 seats found 0.11.
+* Predictions are means, so peaks seldom meet; how far to trust in that is found online (``overcommit``).
 """
 
 from __future__ import annotations
 
 import heapq
-import math
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,6 +28,9 @@ from agentsched.core.forecast import Forecast
 from agentsched.core.foresight import Foresight, index_at, leaves_at_s
 from agentsched.core.ledger import Ledger
 from agentsched.core.orders import Orders
+from agentsched.core.policies.host_gate import HostGate
+from agentsched.core.policies.line import Line
+from agentsched.core.policies.overcommit import Overcommit
 from agentsched.core.policies.turns import Turns
 from agentsched.core.state import EngineState, Program, State
 
@@ -43,65 +42,6 @@ MOST_CALLS = 1e6
 
 FULL_SHARE = 0.95
 """Programs are let in up to this share of the KV, by what they need now: contexts grow on."""
-
-
-class Overcommit:
-    """One engine's factor: rises slowly, falls by what restoring a paused program will cost.
-
-    Two things lift it further, even past ``MOST``:
-
-    * Programs end at their largest, so that is where the need should come near to the room. If it keeps
-      below ``LITTLE_SHARE`` while others wait, the forecasts are wrong beyond what a slow rise can mend.
-      (With what is learned, the mean share at endings was 0.76 to 0.94 over recorded and generated
-      agents; 0.6 is reached in less than one of twenty.)
-    * Time in which the engine does not compute while others wait: restoring costs nothing then.
-    """
-
-    FIRST, LEAST, MOST = 1.1, 0.8, 2.5
-    LIFTED_MOST = 100.0
-    BUSY_SHARE = 0.95
-    """Engines that have enough to do compute for at least this share of the time."""
-    LATE_S = 10.0
-    """Reports tell of computing when it is over, so late by so much at most."""
-    LITTLE_SHARE = 0.6
-    RELIEF_SHARE = 0.11
-    GAIN = 0.02
-    """Relative change for a second of the engine's time."""
-
-    def __init__(self, waited_s: float) -> None:
-        self._factor = self.FIRST
-        self._waited_s = waited_s
-        self._share = 1.0
-        self._busy_s, self._reported_s, self._spare_s = 0.0, waited_s, 0.0
-
-    def factor(self, seats: int, waited_s: float, busy_s: float) -> float:
-        """With so many seats. For how long, in all, anybody has waited so far, and the engine computed."""
-        more_s, self._waited_s = waited_s - self._waited_s, waited_s
-        share = self.RELIEF_SHARE / math.sqrt(max(1, seats))
-        risen = self._factor * math.exp(self.GAIN * share * more_s)
-        self._factor = max(self._factor, min(self.MOST, risen))
-        if busy_s != self._busy_s:
-            self._reported(waited_s, busy_s)
-        return self._factor
-
-    def _reported(self, waited_s: float, busy_s: float) -> None:
-        worked_s = (busy_s - self._busy_s) / self.BUSY_SHARE
-        spare_s = self._spare_s + (waited_s - self._reported_s) - worked_s
-        self._busy_s, self._reported_s = busy_s, waited_s
-        if spare_s > 0:
-            self._factor = min(self.LIFTED_MOST, self._factor * math.exp(self.GAIN * spare_s))
-        self._spare_s = min(0.0, max(-self.LATE_S, spare_s))
-
-    def ended(self, share: float) -> None:
-        """A program ended while others waited, and ``share`` of the room was needed until then."""
-        self._share += (share - self._share) / 2
-        if self._share < self.LITTLE_SHARE:
-            lifted = self._factor * min(2.0, self.LITTLE_SHARE / self._share)
-            self._factor = min(self.LIFTED_MOST, lifted)
-
-    def outgrown(self, restore_s: float) -> None:
-        """A program had to be paused; bringing its KV back takes so long."""
-        self._factor = max(self.LEAST, self._factor * math.exp(-self.GAIN * restore_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +77,8 @@ class Seats:
         self._max_waiting = max_waiting
         self._ledgers: dict[str, Ledger] = {}
         self._overcommit: dict[str, Overcommit] = {}
-        self._line: list[tuple[tuple[float, int], str]] = []
+        self.hosts = HostGate(turns.of)
+        self._line = Line()
         self._refused: str | None = None
         self._looked_s = 0.0
         self._came: list[Program] = []
@@ -152,13 +93,15 @@ class Seats:
     # What is seen
 
     def observe(self, state: State, now: float, event: ev.AnyEvent, subject: Program | None) -> None:
-        if self._line:
+        if self._line.waits(self.hosts.full()):
             self._waited_s += now - self._now
         self._now = now
         while self._leaves and self._leaves[0][0] <= now:
             leaves_s, engine, name = heapq.heappop(self._leaves)
             if engine in self._ledgers and self._ledgers[engine].leave(name, leaves_s):
                 self._open.add(engine)
+                self.hosts.may_leave(state, name)
+        self.hosts.observe(state, now, event, subject)
         if subject is not None and subject.name == self._refused and not isinstance(event, ev.ToolProgressed):
             self._refused = None  # it may want something else now
         match event:
@@ -170,10 +113,12 @@ class Seats:
                 self._open.discard(event.engine)
                 self._line_up(state)
                 self._refused = None
+            case ev.HostAttached() | ev.HostLost():
+                self._line_up(state)
             case ev.ProgramClosed() if subject is not None and subject.home in self._ledgers:
                 self._end(subject, subject.home)
             case ev.CallArrived() if subject is not None and subject.seat is None:
-                heapq.heappush(self._line, (self._turns.of(subject), subject.name))
+                self._line.push(self.hosts.line_of(subject), self._turns.of(subject), subject.name)
                 if len(subject.calls) == 1:
                     self._came.append(subject)
             case ev.CallArrived() | ev.CallFinished() | ev.CallAborted() | ev.ToolStarted():
@@ -198,11 +143,13 @@ class Seats:
         self._open.add(engine)
 
     def _line_up(self, state: State) -> None:
-        self._line = sorted((self._turns.of(p), p.name) for p in state.queue.values())
+        self._line.clear()
+        for program in state.queue.values():
+            self._line.push(self.hosts.line_of(program), self._turns.of(program), program.name)
 
     def _end(self, program: Program, engine: str) -> None:
         ledger = self._ledgers[engine]
-        if self._line and program in ledger:
+        if program in ledger and self._line.waits(self.hosts.full()):
             self._overcommit[engine].ended(ledger.need_tokens / ledger.room_tokens)
         self._drop(program, engine)
 
@@ -219,15 +166,23 @@ class Seats:
             if self._with.relief and ledger.need_tokens > ledger.room_tokens:
                 self._relieve(state, orders, ledger)
         self._touched.clear()
+        for program in self.hosts.relief(state):
+            self._pause(
+                state, orders, program, "a tool before it in line was killed and needs its host's memory"
+            )
         if len(self._line) > 2 * len(state.queue) + 64:
             self._line_up(state)
-        while self._line:
-            (_, order), name = self._line[0]
-            program = state.queue.get(name)
-            waits = program is not None and program.order == order
-            if program is not None and waits and not self._seat(state, orders, program):
+        if orders.now >= self._looked_s + LOOK_AGAIN_S:
+            self._refused, self._looked_s = None, orders.now
+            self.hosts.look_again(state)
+        while (first := self._line.first(state, self.hosts.full())) is not None:
+            host, program = first
+            host_leavers = self.hosts.who_leaves(state, program)
+            if host_leavers is None:
+                continue  # its host is full, then
+            if not self._seat(state, orders, program, host_leavers):
                 return
-            heapq.heappop(self._line)
+            self._line.pop(host)
 
     def next_review_s(self, state: State) -> float | None:
         if not state.queue or not self._ledgers:
@@ -253,8 +208,9 @@ class Seats:
             if program.name in state.queue and not program.calls_done:
                 orders.reject(program, RETRY_AFTER_S, f"{self._max_waiting} programs wait already")
 
-    def _seat(self, state: State, orders: Orders, program: Program) -> bool:
-        if self._refused != program.name or orders.now >= self._looked_s + LOOK_AGAIN_S:
+    def _seat(self, state: State, orders: Orders, program: Program, host_leavers: list[Program]) -> bool:
+        """``host_leavers`` leave in any case, if it is seated."""
+        if self._refused != program.name:
             self._open.update(self._ledgers)
             self._looked_s = orders.now
         self._refused = program.name
@@ -264,19 +220,34 @@ class Seats:
         for engine in self._by_room(program, self._open):
             self._open.discard(engine)
             ledger = self._ledgers[engine]
-            leavers = self._who_leaves(state, ledger, program, forecast)
+            leavers = self._who_leaves(state, ledger, program, forecast, host_leavers)
             if leavers is None:
                 continue
             for leaver in leavers:
-                self._drop(leaver, engine)
-                orders.pause(leaver, "its gap lasts longer than its KV is worth, and others wait")
+                self._pause(
+                    state, orders, leaver, "its gap lasts longer than its seat is worth, and others wait"
+                )
             self._put(program, engine, forecast, state)
             need, room = ledger.need_tokens, ledger.room_tokens
             self._turns.seated(program)
             orders.admit(program, engine, f"with it programs need {need:,} of {room:,} tokens")
+            self.hosts.recount(state, program)
             self._refused = None
             return True
         return False
+
+    def _pause(self, state: State, orders: Orders, program: Program, reason: str) -> None:
+        assert program.seat is not None
+        self._drop(program, program.seat)
+        orders.pause(program, reason)
+        self.hosts.recount(state, program)
+
+    def check_invariants(self, state: State) -> None:
+        """Raises AssertionError unless ledgers hold exactly who is seated."""
+        self.hosts.check_invariants(state)
+        for name, ledger in self._ledgers.items():
+            ledger.check_invariants()
+            assert set(ledger.programs()) == set(state.seats[name]), f"{name}: its seats disagree"
 
     def candidates(self, state: State, program: Program) -> list[str]:
         """Where its KV may be first, then by room."""
@@ -299,15 +270,23 @@ class Seats:
         return Forecast(now_tokens, max(0.0, growth_tokens), calls_left)
 
     def _who_leaves(
-        self, state: State, ledger: Ledger, program: Program, forecast: Forecast
+        self,
+        state: State,
+        ledger: Ledger,
+        program: Program,
+        forecast: Forecast,
+        host_leavers: list[Program],
     ) -> list[Program] | None:
-        """Who has to leave for the program to be seated; None if it cannot be."""
-        leavers = list(ledger.leavers()) if self._with.leaving else []
+        """Who has to leave for the program to be seated, its host's leavers among them; None if it
+        cannot be."""
+        leave = [leaver.name for leaver in host_leavers]
+        here = {leaver.name for leaver in host_leavers if leaver.seat == ledger.engine.name}
+        leavers = [name for name in ledger.leavers() if name not in here] if self._with.leaving else []
         bound_tokens = self.bound_tokens(ledger.engine.name)
 
         def fits(leaving: int) -> bool:
             """With so many leavers gone. If it holds for some, it holds for more."""
-            without = set(leavers[:leaving])
+            without = here.union(leavers[:leaving])
             if len(without) == len(ledger):
                 return True
             if ledger.need_with(forecast, without) > ledger.room_tokens * FULL_SHARE:
@@ -315,13 +294,11 @@ class Seats:
             newcomer = self._with.peak and not program.calls_done
             return not newcomer or ledger.peak_with(forecast, without) <= bound_tokens
 
-        if fits(0):
-            return []
-        if not leavers or not fits(len(leavers)):
-            return None
-        enough = 1 + bisect_left(range(1, len(leavers)), True, key=fits)
-        seats = state.seats[ledger.engine.name]
-        return sorted((seats[name] for name in leavers[:enough]), key=self._turns.of)
+        if not fits(0):
+            if not leavers or not fits(len(leavers)):
+                return None
+            leave += leavers[: 1 + bisect_left(range(1, len(leavers)), True, key=fits)]
+        return sorted((state.programs[name] for name in leave), key=self._turns.of)
 
     def _relieve(self, state: State, orders: Orders, ledger: Ledger) -> None:
         def index(program: Program) -> float:
@@ -335,5 +312,4 @@ class Seats:
             if over <= 0 or len(ledger) == 1:
                 return
             self._overcommit[engine.name].outgrown(ledger.tokens_of(program) / engine.restore_tokens_per_s)
-            self._drop(program, engine.name)
-            orders.pause(program, f"contexts outgrew the engine by {over:,} tokens")
+            self._pause(state, orders, program, f"contexts outgrew the engine by {over:,} tokens")
