@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
+import msgspec
+
 from agentsched.workloads.grid.cases import Load
 from agentsched.workloads.grid.cells import Cell
 from agentsched.workloads.grid.groups.runs import (
@@ -24,6 +26,7 @@ LOADS = (0.5, 0.7, 0.85, 0.95, 1.05, 1.25, 1.5, 2.0)
 OVERLOAD = 2.0
 HOURS, OVERLOAD_HOURS, ORDER_HOURS = 3.0, 2.0, 6.0
 OF_SATURATION = 0.9
+SATURATING = "to see what it serves at most"
 
 MOST_STRETCH = 2.0
 """A rate is sustained if the mean TCT stays within so many times the unloaded one."""
@@ -43,9 +46,13 @@ def _open(scale: Scale, loads: Mapping[str, Load], found: Found) -> Iterator[Cel
 
 def _order(scale: Scale, loads: Mapping[str, Load], found: Found) -> Iterator[Cell]:
     for load in loads.values():
-        ours = [c for c in _open(scale, {load.case.name: load}, found) if c.run.policy == OURS]
+        ours = [
+            msgspec.structs.replace(cell, group="order", row=SATURATING)
+            for cell in _open(scale, {load.case.name: load}, found)
+            if cell.run.policy == OURS
+        ]
+        yield from ours
         if any(cell.run not in found for cell in ours):
-            yield from ours
             continue
         at = round(OF_SATURATION * _saturation(ours, found) / load.packing_tasks_per_hour, 3)
         for seed in seeds_of(scale, 2):
