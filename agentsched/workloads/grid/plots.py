@@ -40,6 +40,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "agentsched",
 }
 PANEL_IN = (3.2, 2.5)
+LABEL_IN = 1.3
 COLUMNS = 3
 
 
@@ -74,7 +75,8 @@ def _panels(
     cases = list(dict.fromkeys(point.case for point in results.of(group)))
     columns = min(COLUMNS, len(cases))
     rows = math.ceil(len(cases) / columns)
-    figure = Figure(figsize=(max(6.0, PANEL_IN[0] * columns), PANEL_IN[1] * rows + 0.5), layout="constrained")
+    width_in = max(6.0, PANEL_IN[0] * columns)
+    figure = Figure(figsize=(width_in, PANEL_IN[1] * rows + 0.5), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for case, axes in zip(cases, panels, strict=False):
         draw(axes, [point for point in results.of(group, case) if point.measures], colours)
@@ -82,7 +84,9 @@ def _panels(
     for axes in list(panels)[len(cases) :]:
         axes.set_axis_off()
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(7, len(labels)))
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=min(int(width_in / LABEL_IN), len(labels))
+    )
     return figure
 
 

@@ -10,6 +10,7 @@ from agentsched.workloads.grid.results import Goal, Measured, Point, Results
 
 BEGIN = "<!-- POLICY TABLE: begin. Written by scripts/bench policies. -->"
 END = "<!-- POLICY TABLE: end -->"
+DETAILS = "[which, and every measure](agentsched/workloads/results/policies.md)"
 SHOWN_PRESSURE = 2.0
 
 WHOLE = ("closed",)
@@ -42,7 +43,7 @@ def short_table(results: Results) -> str:
     goals are reached. Closed loops are its content; without them there is none."""
     closed = results.of("closed")
     if not closed:
-        return "\n".join(_reached(results.goals))
+        return f"{_reached(results.goals)}."
     at = min({p.at for p in closed}, key=lambda pressure: abs(pressure - SHOWN_PRESSURE))
     points = [point for point in closed if point.at == at]
     policies = [p for p in dict.fromkeys(point.policy for point in points) if p != BASELINE]
@@ -55,7 +56,7 @@ def short_table(results: Results) -> str:
     for case in dict.fromkeys(point.case for point in points):
         own = {point.policy: point for point in points if point.case == case}
         lines.append(_row([case, *(_times(own[p]) if p in own else "" for p in policies)]))
-    return "\n".join(lines)
+    return "\n".join([*lines, "", f"{_reached(results.goals)}: {DETAILS}."])
 
 
 def put_into(text: str, table: str) -> str:
@@ -76,7 +77,7 @@ def _full(results: Results) -> Iterator[str]:
     yield ""
     yield "## Goals"
     yield ""
-    yield from _reached(results.goals)
+    yield f"{_reached(results.goals)}."
     yield ""
     yield from _goals(results.goals)
     yield ""
@@ -93,8 +94,8 @@ def _full(results: Results) -> Iterator[str]:
         yield from _whole(results.of(group)) if group in WHOLE else _listed(group, results.of(group))
 
 
-def _reached(goals: Sequence[Goal]) -> Iterator[str]:
-    yield f"{sum(goal.reached is True for goal in goals)} of {len(goals)} goals are reached."
+def _reached(goals: Sequence[Goal]) -> str:
+    return f"{sum(goal.reached is True for goal in goals)} of {len(goals)} goals are reached"
 
 
 def _goals(goals: Sequence[Goal]) -> Iterator[str]:
