@@ -18,7 +18,7 @@ from agentsched.workloads.grid.groups.runs import (
     seeds_of,
 )
 
-LOADS = (0.7, 0.85, 1.0)
+LOADS = (0.4, 0.55, 0.7, 0.85)
 HOURS = 3.0
 MET_BY_BASELINE = 7
 """Tenths of its programs."""
