@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from statistics import fmean
 from typing import NamedTuple
 
@@ -156,7 +157,7 @@ def _point(made: Made, place: Place, policy: str, base: tuple[Place, str]) -> Po
         seeds=len(made.summaries(place, policy)),
         packing_tasks_per_hour=_short(cell.packing),
         measures={name: value for name, value in measures.items() if value is not None},
-        course=[_short(fmean(each)) for each in zip(*courses, strict=False)] or None,
+        course=[_short(fmean(each)) for each in zip_longest(*courses, fillvalue=0.0)] or None,
         stopped=made.stopped(place, policy) or None,
     )
 

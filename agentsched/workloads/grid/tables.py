@@ -15,6 +15,7 @@ SHOWN_PRESSURE = 2.0
 
 WHOLE = ("closed",)
 """Groups of which every measure is shown; of the others those that their question is about."""
+UNSORTED = ("sweep", "disturbed")
 TIMES = ("TCT mean, s", "TCT P99, s")
 SERVED = ("tasks an hour, steady", "of the packing bound")
 SHOWN: Mapping[str, tuple[str, ...]] = {
@@ -134,11 +135,16 @@ def _listed(group: str, points: Sequence[Point]) -> Iterator[str]:
         yield ""
         yield _row(["at", _amounts(own), "policy", "seeds", *(figure.name for figure in shown)])
         yield _rule(4 + len(shown))
-        for point in sorted(own, key=lambda p: (p.row, p.at) if group != "sweep" else ("", p.at)):
+        for point in own if group in UNSORTED else sorted(own, key=_order):
             values = [_cell(figure.form, point.measures.get(figure.name)) for figure in shown]
             policy = ", ".join(filter(None, (point.policy, point.row)))
             yield _row([f"{point.at:g}", f"{point.amount:,.4g}", policy, str(point.seeds), *values])
         yield from _stops(own)
+
+
+def _order(point: Point) -> tuple[str, str, float]:
+    """What was searched for one policy stands together; else policies are beside each other."""
+    return point.row, point.policy if point.group == "sustained" else "", point.at
 
 
 def _amounts(points: Sequence[Point]) -> str:

@@ -72,7 +72,8 @@ def _saturation(cells: Sequence[Cell], found: Found) -> float:
 
 def _sustained(scale: Scale, loads: Mapping[str, Load], found: Found) -> Iterator[Cell]:
     for load in loads.values():
-        for row, arrivals in ARRIVALS.items():
+        for name, arrivals in ARRIVALS.items():
+            row = f"{name}, {scale.hours:g} hours"
             for policy in (BASELINE, OURS, YARDSTICK):
                 known: dict[float, float] = {}
                 while (at := next_rate(known)) is not None:
@@ -135,7 +136,7 @@ GROUPS = (
     Group(
         name="sustained",
         about="The largest rate at which the mean TCT stays within twice the unloaded one, by halving to "
-        "5 % and interpolating. Two seeds; a row says for how many hours programs arrive.",
+        "5 % and interpolating. Two seeds; six hours of arrivals unless `--hours` says otherwise.",
         cases=("tool-paced",),
         cells=_sustained,
     ),
