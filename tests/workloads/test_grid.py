@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from agentsched.workloads.bench import policies as bench
 from agentsched.workloads.grid.cases import CaseError, Load, find_cases
 from agentsched.workloads.grid.cells import Cell, Done, Run, make_run
-from agentsched.workloads.grid.groups.runs import BASELINE, Scale, closed
+from agentsched.workloads.grid.goals import goals_of
+from agentsched.workloads.grid.groups.runs import BASELINE, Scale, closed, opened
 from agentsched.workloads.grid.plots import write_plots
 from agentsched.workloads.grid.ratios import ratio
 from agentsched.workloads.grid.results import Goal, Made, Place, Results, lines_of, points_of
@@ -187,6 +188,27 @@ def test_plots_are_the_same_for_the_same_results(results: Results, tmp_path: Pat
     for path, other in zip(paths, write_plots(results, tmp_path / "b"), strict=True):
         assert path.read_bytes() == other.read_bytes()
         assert b"agentsched" in path.read_bytes()
+
+
+def test_open_runs_are_plotted_as_far_as_they_were_made(tmp_path: Path) -> None:
+    cells = [opened("open", LOAD, policy, 0, at, 0.5) for policy in POLICIES for at in (0.5, 2.0)]
+    found = {cell.run: make_run(cell.run, cell.packing, MOST_S) for cell in cells[1:]}
+    found[cells[0].run] = Done(run=cells[0].run, cpu_s=9.0, stopped="more than 9 s of computing")
+    made = Made.of(cells, found)
+    results = Results(
+        version="1",
+        command="t",
+        host={},
+        profile="p",
+        about={"open": ""},
+        goals=goals_of(made),
+        points=points_of(made, {"open": BASELINE}),
+    )
+    names = [path.stem for path in write_plots(results, tmp_path)]
+    assert names == ["policies-collapse", "policies-overload", "policies-slowdown"]
+    courses = {point.policy: point.course for point in results.points if point.at == 2.0}
+    assert all(course and len(course) > 3 for course in courses.values())
+    assert "Not measured: fcfs-lru at 0.5, 1 seeds: more than 9 s" in full_table(results)
 
 
 def test_cases_whose_traces_are_not_there_are_named(tmp_path: Path) -> None:

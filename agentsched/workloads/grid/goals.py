@@ -137,8 +137,9 @@ def _arriving(made: Made) -> Iterator[Goal]:
         places = made.places("open", case)
         peak = max((fmean(each) for p in places if (each := _courses(made, p))), default=0.0)
         for place in places:
-            if place.at == OVERLOAD and peak:
-                kept = fmean(_courses(made, place)) / peak
+            courses = _courses(made, place)
+            if place.at == OVERLOAD and courses:
+                kept = fmean(courses) / peak
                 what = f"{case}: useful tokens a second in overload, of their peak"
                 yield from _goal(what, ">= 0.95", [(kept, _name(place))], 0.95, least=True)
                 drain = [(d, "") for s in made.summaries(place, OURS).values() if (d := _drain(s))]

@@ -39,6 +39,7 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "agentsched",
 }
+STEADY = "tasks an hour, steady"
 PANEL_IN = (3.2, 2.5)
 LABEL_IN = 1.3
 COLUMNS = 3
@@ -58,35 +59,35 @@ def write_plots(results: Results, folder: Path) -> list[Path]:
             ("policies-overload", "open", _overload),
             ("policies-slowdown", "open", _stretch),
         ):
-            if results.of(group):
+            # A run that was stopped, or had no steady part, is in no plot.
+            points = [point for point in results.of(group) if STEADY in point.measures]
+            if points:
                 path = folder / f"{name}.svg"
-                _panels(results, group, colours, draw).savefig(path, metadata={"Date": None})
+                _panels(points, colours, draw).savefig(path, metadata={"Date": None})
                 written.append(path)
     return written
 
 
 def _panels(
-    results: Results,
-    group: str,
+    points: list[Point],
     colours: dict[str, tuple[str, str]],
     draw: Callable[[Axes, list[Point], dict[str, tuple[str, str]]], None],
 ) -> Figure:
     """One panel a case, and one legend for all."""
-    cases = list(dict.fromkeys(point.case for point in results.of(group)))
+    cases = list(dict.fromkeys(point.case for point in points))
     columns = min(COLUMNS, len(cases))
     rows = math.ceil(len(cases) / columns)
     width_in = max(6.0, PANEL_IN[0] * columns)
     figure = Figure(figsize=(width_in, PANEL_IN[1] * rows + 0.5), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for case, axes in zip(cases, panels, strict=False):
-        draw(axes, [point for point in results.of(group, case) if point.measures], colours)
+        draw(axes, [point for point in points if point.case == case], colours)
         axes.set_title(case, fontsize=9.5, loc="left")
     for axes in list(panels)[len(cases) :]:
         axes.set_axis_off()
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper center", ncols=min(int(width_in / LABEL_IN), len(labels))
-    )
+    names = max(1, min(int(width_in / LABEL_IN), len(labels)))
+    figure.legend(handles, labels, loc="outside upper center", ncols=names)
     return figure
 
 
@@ -107,7 +108,7 @@ def _collapse(axes: Axes, points: list[Point], colours: dict[str, tuple[str, str
     """Tasks an hour that are served, by those that arrive."""
     for policy, own in _by_policy(points).items():
         colour, marker = colours[policy]
-        served = [point.measures["tasks an hour, steady"].mean for point in own]
+        served = [point.measures[STEADY].mean for point in own]
         arriving = [point.amount for point in own]
         axes.plot(arriving, served, color=colour, marker=marker, markersize=4, label=policy)
     most = max(point.amount for point in points)
