@@ -186,8 +186,9 @@ def _times(point: Point) -> str:
 
 
 def _seeds(points: Sequence[Point]) -> str:
-    seeds = min(point.seeds for point in points)
-    return "one seed" if seeds == 1 else f"{seeds} seeds"
+    least, most = min(point.seeds for point in points), max(point.seeds for point in points)
+    many = f"{most}" if least == most else f"{least} to {most}"
+    return "one seed" if most == 1 else f"{many} seeds"
 
 
 def _row(cells: Sequence[str]) -> str:
