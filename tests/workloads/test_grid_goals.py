@@ -150,6 +150,14 @@ def test_a_collapse_is_not_hidden_by_its_drain(making: Making) -> None:
     assert making.goal("backlog drains").found == "0.33"
 
 
+def test_order_is_held_against_the_best_of_those_that_have_one(making: Making) -> None:
+    """A baseline that has collapsed at that rate is easily beaten; one that has not is the test."""
+    for policy, slowdown in (("agentsched", 4.0), ("continuum", 180.0), ("thunderagent", 3.0)):
+        making.add("order", policy, 0.9, slowdown_mean=slowdown)
+    goal = making.goal("mean slowdown")
+    assert (goal.found, goal.reached) == ("0.75 (tool-paced at 0.9, to thunderagent)", False)
+
+
 def test_the_sustained_rate_is_a_share_of_clairvoyants(making: Making) -> None:
     for policy, mean in (("fcfs-lru", 250.0), ("agentsched", 210.0), ("clairvoyant", 190.0)):
         for at, times in ((0.8, 0.9), (0.84, 1.15)):

@@ -26,6 +26,8 @@ LOADS = (0.5, 0.7, 0.85, 0.95, 1.05, 1.25, 1.5, 2.0)
 OVERLOAD = 2.0
 HOURS, OVERLOAD_HOURS, ORDER_HOURS = 3.0, 2.0, 6.0
 OF_SATURATION = 0.9
+ORDERED = ("continuum", "thunderagent")
+"""Baselines with an order of programs: by arrival, and small ones first."""
 SATURATING = "to see what it serves at most"
 
 MOST_STRETCH = 2.0
@@ -56,7 +58,7 @@ def _order(scale: Scale, loads: Mapping[str, Load], found: Found) -> Iterator[Ce
             continue
         at = round(OF_SATURATION * _saturation(ours, found) / load.packing_tasks_per_hour, 3)
         for seed in seeds_of(scale, 2):
-            for policy in (BASELINE, "continuum", OURS, YARDSTICK):
+            for policy in (BASELINE, *ORDERED, OURS, YARDSTICK):
                 yield opened("order", load, policy, seed, at, min(ORDER_HOURS, scale.hours))
 
 
@@ -129,7 +131,8 @@ GROUPS = (
     Group(
         name="order",
         about="Poisson arrivals at 0.9 of what ours serves at most (in the group `open`): how long programs "
-        "wait for each other. `continuum` is the baseline with program-FCFS. Two seeds.",
+        "wait for each other. `continuum` is program-FCFS without a gate, and past its own collapse "
+        "there; `thunderagent` has a gate that prefers small programs. Two seeds.",
         cases=("tool-paced",),
         cells=_order,
     ),
