@@ -34,6 +34,11 @@ FIGURES = (
     Figure("TCT P99, s", lambda s: s.tct_s.p99, "{:,.1f}"),
     Figure("slowdown mean", lambda s: s.slowdown_mean, "{:,.2f}"),
     Figure("slowdown max", lambda s: s.max_slowdown, "{:,.2f}"),
+    Figure(
+        "mean TCT over alone",
+        lambda s: s.tct_s.mean / s.alone_mean_s if s.alone_mean_s else None,
+        "{:,.2f}",
+    ),
     Figure("post-tool TTFT P50, s", _ttft("p50"), "{:,.2f}", floor=0.05),
     Figure("post-tool TTFT P90, s", _ttft("p90"), "{:,.2f}", floor=0.05),
     Figure("post-tool TTFT P99, s", _ttft("p99"), "{:,.2f}", floor=0.05),
@@ -52,6 +57,7 @@ FIGURES = (
     Figure("KV used", lambda s: s.kv_used, "{:.1%}", ""),
     Figure("KV of live programs", lambda s: s.kv_useful, "{:.1%}", ""),
     Figure("KV idle", lambda s: s.kv_idle, "{:.1%}", ""),
+    Figure("SLO attainment", lambda s: s.slo_met, "{:.1%}", "more", floor=0.01),
     Figure(
         "SLO attainment, least of tenants",
         lambda s: min(s.slo_attainment.values()) if s.slo_attainment else None,

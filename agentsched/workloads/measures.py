@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean, median, quantiles
 
 import msgspec
 
 from agentsched.workloads.arrivals import HOUR_S
-from agentsched.workloads.meter import Meter, Program, Tenant, steady_span
+from agentsched.workloads.meter import WINDOW_S, Meter, Program, Tenant, steady_span
 from agentsched.workloads.summary import (
     Conditions,
     Summary,
@@ -46,7 +46,8 @@ def summarise_run(meter: Meter, facts: RunFacts) -> Summary:
             f"{facts.policy}: none of {len(tasks)} programs ended well within {meter.now:,.0f} s, so there "
             "is nothing to summarise; let the run go on for longer"
         )
-    slowdowns = [tct_s / max(1e-9, facts.alone_s(name)) for name, tct_s in times.items()]
+    alone_s = [max(1e-9, facts.alone_s(name)) for name in times]
+    slowdowns = [tct_s / alone for tct_s, alone in zip(times.values(), alone_s, strict=True)]
     origin_s = min(program.first_s for program in tasks.values() if program.first_s is not None)
     last_s = max(program.last_s for program in tasks.values())
     span_s = (last_s if all(program.closed for program in tasks.values()) else meter.now) - origin_s
@@ -76,7 +77,8 @@ def summarise_run(meter: Meter, facts: RunFacts) -> Summary:
         round=0,
         host=describe_host(),
     )
-    return _with_simulated(summary, meter, facts, slowdowns, span_s, steady)
+    summary = _with_simulated(summary, meter, facts, slowdowns, span_s, steady)
+    return msgspec.structs.replace(summary, alone_mean_s=fmean(alone_s))
 
 
 def _with_simulated(
@@ -92,14 +94,18 @@ def _with_simulated(
     useful = counts["prompt"] - counts["cached"] - counts["recomputed"] + counts["output"]
     bound, packing = facts.recompute_bound_tokens, facts.packing_tasks_per_hour
     tasks = [program for program in meter.programs.values() if program.root]
+    met = _met(tasks, meter.now)
+    windows = range(int(meter.now / WINDOW_S) + 1 if facts.concurrency is None else 0)
     return msgspec.structs.replace(
         summary,
         conditions=facts.conditions,
         slowdown_mean=fmean(slowdowns),
+        slowdown_deciles=quantiles(slowdowns, n=10, method="inclusive") if len(slowdowns) > 1 else None,
         steady_tasks_per_hour=steady,
         useful_tokens_per_s=useful / span_s,
         kv_idle=meter.idle_area / (capacity * meter.now),
-        slo_attainment=_attainment(tasks, meter.now),
+        slo_attainment={tenant: fmean(each) for tenant, each in sorted(met.items())} or None,
+        slo_met=fmean(each for of_tenant in met.values() for each in of_tenant) if met else None,
         fairness_deviation=_deviation(meter.tenants.values()),
         imbalance=_imbalance([engine.busy_s for engine in meter.engines.values()]),
         moves=counts["moves"],
@@ -113,6 +119,8 @@ def _with_simulated(
         recompute_over_bound=counts["recomputed"] / bound if bound else None,
         packing_tasks_per_hour=packing,
         packing_share=(steady or summary.tasks_per_hour) / packing if packing else None,
+        useful_by_window=[meter.useful_tokens[window] / WINDOW_S for window in windows] or None,
+        ended_by_window=[meter.ended_tasks[window] for window in windows] or None,
     )
 
 
@@ -136,7 +144,8 @@ def _tasks_per_hour(
     return per_hour, HOUR_S * within / (end_s - begin_s)
 
 
-def _attainment(tasks: Iterable[Program], now: float) -> dict[str, float] | None:
+def _met(tasks: Iterable[Program], now: float) -> dict[str, list[bool]]:
+    """By tenant, for each program with a deadline that is over or that it met: whether it met it."""
     met: dict[str, list[bool]] = {}
     for program in tasks:
         deadline_s = program.script.deadline_s
@@ -146,7 +155,7 @@ def _attainment(tasks: Iterable[Program], now: float) -> dict[str, float] | None
             met.setdefault(program.script.tenant, []).append(_tct_s(program) <= deadline_s)
         elif program.closed or program.first_s + deadline_s < now:
             met.setdefault(program.script.tenant, []).append(False)
-    return {tenant: fmean(each) for tenant, each in sorted(met.items())} or None
+    return met
 
 
 def _deviation(tenants: Iterable[Tenant]) -> float | None:

@@ -16,6 +16,9 @@ from agentsched.core.decisions import Admit, Migrate
 from agentsched.core.log import Entry
 from agentsched.workloads.scripts import Piece, Script
 
+WINDOW_S = 600.0
+"""Width of the windows in which the course of a run is told."""
+
 OPEN_RAMP = 20
 """Endings that make up the ramp of a run with open arrivals, if it has four times as many."""
 
@@ -80,6 +83,8 @@ class Meter:
         self.engines: dict[str, _Engine] = {}
         self.ttft_s: list[float] = []
         self.counts: Counter[str] = Counter()
+        self.useful_tokens: Counter[int] = Counter()
+        self.ended_tasks: Counter[int] = Counter()
         self.tool_cpu_s, self.tool_memory_bytes = 0.0, 0
         self.used_area = self.useful_area = self.idle_area = 0.0
         self._script_of = script_of
@@ -164,6 +169,8 @@ class Meter:
         counts["output"] += event.output_tokens
         counts["recomputed"] += event.recomputed_tokens
         counts["calls"] += 1
+        useful = event.prompt_tokens - event.cached_tokens - event.recomputed_tokens + event.output_tokens
+        self.useful_tokens[int(now / WINDOW_S)] += useful
         if event.tool_calls:
             turn = program.script.turns[program.ended_calls - 1]
             counts["tools"] += 1
@@ -194,6 +201,8 @@ class Meter:
         for engine in list(program.held):
             self._hold(program, engine, 0)
         program.closed = True
+        if program.root:
+            self.ended_tasks[int(now / WINDOW_S)] += 1
         tenant = self.tenants[program.script.tenant]
         tenant.live -= 1
         self._idle_tenants += tenant.live == 0

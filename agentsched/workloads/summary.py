@@ -27,8 +27,12 @@ Measured in simulations only, else None:
   and outputs) of calls that ended well, over the run.
 * ``kv_idle``: mean share of KV held by programs none of whose calls is being computed. A shared prefix
   counts for nobody.
+* ``alone_mean_s``: mean TCT that the same programs have alone, as for the slowdown; ``slowdown_deciles``: the
+  nine deciles of the slowdown.
 * ``slo_attainment``, by tenant: of the programs with a deadline, the share that ended within it. One that
-  had not ended counts as late if its deadline passed before the run's end.
+  had not ended counts as late if its deadline passed before the run's end. ``slo_met``: of all programs.
+* ``useful_by_window``, ``ended_by_window``, open arrivals only: useful tokens a second, and tasks that ended,
+  in each ``meter.WINDOW_S`` from the start. Tokens count when their call ends.
 * ``fairness_deviation``: with S_i the KV token-seconds held by tenant i while every tenant had programs
   alive, and w_i its weight: the largest |S_i / sum(S) - w_i / sum(w)|. None unless there are several.
 * ``imbalance``: the busiest engine's seconds of computing over their mean. ``moves``: admissions to
@@ -111,10 +115,13 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     host: Host
     conditions: Conditions | None = None
     slowdown_mean: float | None = None
+    slowdown_deciles: list[float] | None = None
+    alone_mean_s: float | None = None
     steady_tasks_per_hour: float | None = None
     useful_tokens_per_s: float | None = None
     kv_idle: float | None = None
     slo_attainment: dict[str, float] | None = None
+    slo_met: float | None = None
     fairness_deviation: float | None = None
     imbalance: float | None = None
     moves: int | None = None
@@ -128,6 +135,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     recompute_over_bound: float | None = None
     packing_tasks_per_hour: float | None = None
     packing_share: float | None = None
+    useful_by_window: list[float] | None = None
+    ended_by_window: list[int] | None = None
 
 
 def describe_host() -> Host:

@@ -10,64 +10,121 @@ import pytest
 from click.testing import CliRunner
 
 from agentsched.workloads.bench import policies as bench
-from agentsched.workloads.grid.cells import CaseError, Cell, Done, Load, closed_cells, find_cases, run_cell
+from agentsched.workloads.grid.cases import CaseError, Load, find_cases
+from agentsched.workloads.grid.cells import Cell, Done, Run, make_run
+from agentsched.workloads.grid.goals import goals_of
+from agentsched.workloads.grid.groups.runs import BASELINE, Scale, closed, opened
 from agentsched.workloads.grid.plots import write_plots
-from agentsched.workloads.grid.ratios import Results, lines_of, points_of, ratio
+from agentsched.workloads.grid.ratios import ratio
+from agentsched.workloads.grid.results import Goal, Made, Place, Results, lines_of, points_of
 from agentsched.workloads.grid.running import read_done, run_cells
 from agentsched.workloads.grid.tables import BEGIN, END, full_table, put_into, short_table
 
 CASE = msgspec.structs.replace(find_cases(["continuum-swe"], None)[0][0], kv_tokens=150_000)
 LOAD = Load(case=CASE, concurrency={"1.0": 3, "2.0": 6}, packing_tasks_per_hour=100.0)
 POLICIES = ("fcfs-lru", "agentsched")
-CELLS = list(closed_cells(LOAD, POLICIES, (1.0, 2.0), seeds=2, programs=12, bounds=False))
+SCALE = Scale(seeds=2, programs=12, bounds=False)
+CELLS = list(closed("closed", LOAD, SCALE, policies=POLICIES, seeds=range(2), pressures=(1.0, 2.0)))
+RUNS = [cell.run for cell in CELLS]
+MOST_S = 60.0
 
 
 def told(done: int, total: int) -> None:
     assert 0 <= done <= total
 
 
+def made_of(done: list[Done]) -> Made:
+    return Made.of(CELLS, {each.run: each for each in done})
+
+
 @pytest.fixture(scope="module")
 def done() -> list[Done]:
-    return [run_cell(cell, LOAD.packing_tasks_per_hour) for cell in CELLS]
+    return [make_run(run, LOAD.packing_tasks_per_hour, MOST_S) for run in RUNS]
 
 
 @pytest.fixture(scope="module")
 def results(done: list[Done]) -> Results:
-    return Results(version="1", command="test", host={"cpu": "any"}, profile="p", points=points_of(done))
+    return Results(
+        version="1",
+        command="test",
+        host={"cpu": "any"},
+        profile="p",
+        about={"closed": "Closed loops."},
+        goals=[Goal(what="be fast", wanted=">= 1", found="2", reached=True)],
+        points=points_of(made_of(done), {"closed": BASELINE}),
+    )
 
 
 def test_cells_pair_policies_on_the_same_programs(done: list[Done]) -> None:
     assert len(CELLS) == 2 * 2 * 2
-    assert {cell.programs for cell in CELLS if cell.at == 2.0} == {30}, "five for each place at least"
-    for cell in CELLS:
-        twins = [other for other in CELLS if (other.seed, other.at) == (cell.seed, cell.at)]
-        assert [twin.policy for twin in twins] == list(POLICIES)
-    summaries = {each.cell: each.summary for each in done}
-    for cell in CELLS:
-        twin = msgspec.structs.replace(cell, policy="fcfs-lru")
-        assert summaries[cell].context_tokens == summaries[twin].context_tokens
+    assert {cell.run.options.programs for cell in CELLS if cell.at == 2.0} == {30}, "five a place at least"
+    contexts: dict[tuple[int, float], set[int]] = {}
+    for cell, each in zip(CELLS, done, strict=True):
+        assert each.summary is not None
+        contexts.setdefault((cell.run.options.seed, cell.at), set()).add(each.summary.context_tokens)
+    assert [len(each) for each in contexts.values()] == [1] * 4
+    assert len(set().union(*contexts.values())) == 4, "seeds and pressures are different programs"
 
 
 def test_what_was_run_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, cells = tmp_path / "cells.jsonl", CELLS[:2]
-    first = run_cells(cells, [LOAD], path, 1, told)
+    path = tmp_path / "runs.jsonl"
+    _, first = run_cells(lambda known: CELLS[:2], path, 1, MOST_S, told)
     with path.open("ab") as file:
-        file.write(b'{"cell":{"pol')
-    assert set(read_done(path)) == set(cells), "a line that was cut off is no result"
-    again = run_cells([*cells, CELLS[2]], [LOAD], path, 1, told)
-    assert again[:2] == first
-    assert set(read_done(path)) == set(CELLS[:3])
+        file.write(b'{"run":{"pol')
+    assert set(read_done(path)) == set(RUNS[:2]), "a line that was cut off is no result"
+    first = dict(first)
+    _, again = run_cells(lambda known: CELLS[:3], path, 1, MOST_S, told)
+    assert {run: again[run] for run in RUNS[:2]} == first
+    assert set(read_done(path)) == set(RUNS[:3])
 
-    def refuse(cell: Cell, packing: float) -> Done:
-        raise AssertionError(f"{cell} was run again")
+    def refuse(run: Run, packing: float, most_s: float) -> Done:
+        raise AssertionError(f"{run} was made again")
 
-    monkeypatch.setattr("agentsched.workloads.grid.running.run_cell", refuse)
-    assert run_cells(CELLS[:3], [LOAD], path, 1, told) == again
+    monkeypatch.setattr("agentsched.workloads.grid.running.make_run", refuse)
+    twin = msgspec.structs.replace(CELLS[0], group="other")
+    cells, known = run_cells(lambda known: [*CELLS[:3], twin], path, 1, MOST_S, told)
+    assert known == again
+    assert cells[3].run == cells[0].run, "cells of different groups share a run"
+
+
+def test_what_is_wanted_next_may_depend_on_what_came_out(tmp_path: Path) -> None:
+    def wanted(known: dict[Run, Done]) -> list[Cell]:
+        return CELLS[:2] if RUNS[0] in known else CELLS[:1]
+
+    cells, known = run_cells(wanted, tmp_path / "runs.jsonl", 1, MOST_S, told)
+    assert cells == CELLS[:2]
+    assert set(known) == set(RUNS[:2])
+
+
+def test_a_run_that_takes_too_long_is_stopped_and_the_table_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    _, known = run_cells(lambda known: CELLS[:1], path, 1, 1e-6, told)
+    stopped = known[RUNS[0]]
+    assert stopped.summary is None
+    assert stopped.stopped.startswith("more than 1e-06 s")
+    cells = [CELLS[0], CELLS[1]]
+    made = Made.of(cells, known | {RUNS[1]: make_run(RUNS[1], 100.0, MOST_S)})
+    results = Results(
+        version="1",
+        command="t",
+        host={},
+        profile="p",
+        about={"closed": ""},
+        goals=[],
+        points=points_of(made, {"closed": BASELINE}),
+    )
+    assert "Not measured: fcfs-lru at 1, 1 seeds: more than 1e-06 s of computing." in full_table(results)
+    assert set(read_done(path, most_s=MOST_S)) == set(), "with more time it is tried again"
+    assert set(read_done(path)) == {RUNS[0]}
 
 
 def test_processes_give_what_one_gives(tmp_path: Path, done: list[Done]) -> None:
-    spread = run_cells(CELLS[:2], [LOAD], tmp_path / "cells.jsonl", 2, told)
-    assert [each.summary.tct_s for each in spread] == [each.summary.tct_s for each in done[:2]]
+    _, spread = run_cells(lambda known: CELLS[:2], tmp_path / "runs.jsonl", 2, MOST_S, told)
+    for each in done[:2]:
+        other = spread[each.run].summary
+        assert each.summary is not None
+        assert other is not None
+        assert other.tct_s == each.summary.tct_s
 
 
 def test_ratios_are_paired_by_seed_and_averaged_as_logarithms() -> None:
@@ -92,11 +149,11 @@ def test_ratios_have_floors_and_need_something_to_divide_by() -> None:
 
 def test_points_hold_means_and_ratios_of_all_seeds(done: list[Done], results: Results) -> None:
     assert len(results.points) == 4
-    ours = next(p for p in results.of("continuum-swe") if (p.policy, p.at) == ("agentsched", 2.0))
+    ours = next(p for p in results.of("closed", CASE.name) if (p.policy, p.at) == ("agentsched", 2.0))
     assert (ours.seeds, ours.amount) == (2, 6)
     tct = ours.measures["TCT mean, s"]
-    seeds = [e.summary.tct_s.mean for e in done if (e.cell.policy, e.cell.at) == ("agentsched", 2.0)]
-    assert tct.mean == pytest.approx(sum(seeds) / 2, rel=1e-3)
+    seeds = made_of(done).summaries(Place("closed", CASE.name, 2.0), "agentsched").values()
+    assert tct.mean == pytest.approx(sum(s.tct_s.mean for s in seeds) / 2, rel=1e-3)
     assert tct.ratio is not None
     assert all(m.ratio is None for p in results.points if p.policy == "fcfs-lru" for m in p.measures.values())
 
@@ -109,11 +166,14 @@ def test_results_come_back_from_their_file(results: Results) -> None:
 
 def test_tables_tell_every_measure_and_the_short_one_how_many_times_as_fast(results: Results) -> None:
     full = full_table(results)
-    assert "## continuum-swe, pressure 2: 6 at once, 2 seeds" in full
+    assert "1 of 1 goals are reached." in full
+    assert "| be fast | >= 1 | 2 | yes |" in full
+    assert "### continuum-swe, pressure 2: 6 at once, 2 seeds" in full
     assert full.count("| TCT P99, s |") == 2
     short = short_table(results)
     assert "pressure 2" in short
-    assert short.splitlines()[-1].startswith("| continuum-swe | ")
+    assert short.splitlines()[-3].startswith("| continuum-swe | ")
+    assert short.splitlines()[-1].startswith("1 of 1 goals are reached: [")
 
 
 def test_the_short_table_replaces_what_is_between_its_markers() -> None:
@@ -130,6 +190,27 @@ def test_plots_are_the_same_for_the_same_results(results: Results, tmp_path: Pat
         assert b"agentsched" in path.read_bytes()
 
 
+def test_open_runs_are_plotted_as_far_as_they_were_made(tmp_path: Path) -> None:
+    cells = [opened("open", LOAD, policy, 0, at, 0.5) for policy in POLICIES for at in (0.5, 2.0)]
+    found = {cell.run: make_run(cell.run, cell.packing, MOST_S) for cell in cells[1:]}
+    found[cells[0].run] = Done(run=cells[0].run, cpu_s=9.0, stopped="more than 9 s of computing")
+    made = Made.of(cells, found)
+    results = Results(
+        version="1",
+        command="t",
+        host={},
+        profile="p",
+        about={"open": ""},
+        goals=goals_of(made),
+        points=points_of(made, {"open": BASELINE}),
+    )
+    names = [path.stem for path in write_plots(results, tmp_path)]
+    assert names == ["policies-collapse", "policies-overload", "policies-slowdown"]
+    courses = {point.policy: point.course for point in results.points if point.at == 2.0}
+    assert all(course and len(course) > 3 for course in courses.values())
+    assert "Not measured: fcfs-lru at 0.5, 1 seeds: more than 9 s" in full_table(results)
+
+
 def test_cases_whose_traces_are_not_there_are_named(tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
     (tmp_path / "below" / "kv-cache-tester.jsonl.gz").touch()
@@ -141,24 +222,23 @@ def test_cases_whose_traces_are_not_there_are_named(tmp_path: Path) -> None:
 
 
 def test_the_benchmark_runs_writes_its_results_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    words = "--cases tool-paced,continuum-swe --policies fcfs-lru,plas --pressures 0.5 --seeds 1"
-    more = f"--programs 10 --no-open --jobs 1 --out {tmp_path / 'out'} --results {tmp_path / 'results'}"
+    words = "--groups disturbed --cases tool-paced,continuum-swe --seeds 1 --no-bounds"
+    more = f"--programs 10 --jobs 1 --out {tmp_path / 'out'} --results {tmp_path / 'results'}"
     runner = CliRunner(env={"AGENTSCHED_TRACES": None})
     first = runner.invoke(bench.main, f"{words} {more}".split())
     assert first.exit_code == 0, first.output
     assert "Left out: tool-paced." in first.stderr
-    assert "| continuum-swe | " in first.stdout
-    assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".json", ".md", ".svg"}
+    assert "2 of 2 goals are reached." in first.stdout
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"policies.json", "policies.md"}
     again = runner.invoke(bench.main, f"{words} {more}".split())
-    assert "2 of 2 runs" in again.stderr
+    assert "3 of 3 runs" in again.stderr
     assert again.stderr.count(" runs, ") == 1, "nothing was left to run"
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--pressures one", "--pressures is numbers"),
-        ("--policies magic", "no policy 'magic'"),
+        ("--groups magic", "no group 'magic'; there are: closed, "),
         ("--cases magic", "no case 'magic'"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 
 from agentsched.core import events as ev
 from agentsched.core.log import Entry
-from agentsched.workloads.meter import steady_span
+from agentsched.workloads.meter import WINDOW_S, steady_span
 from agentsched.workloads.oracle import ScriptOracle
 from agentsched.workloads.scripts import Script, Turn
 from agentsched.workloads.simulate import OptionError, Options, check_policies, simulate
@@ -105,6 +105,24 @@ def test_alone_a_program_is_as_fast_as_alone() -> None:
     summary = simulate(options(concurrency=1, kv_tokens=450_000), "agentsched")
     assert summary.slowdown_mean == pytest.approx(1.0, abs=0.001)
     assert summary.slowdown_basis == "alone"
+    assert summary.alone_mean_s == pytest.approx(summary.tct_s.mean, rel=0.001)
+    assert summary.slowdown_deciles == pytest.approx([1.0] * 9, abs=0.01)
+    assert summary.useful_by_window is None, "the course is told of open arrivals"
+
+
+def test_the_course_of_an_open_run_adds_up_to_the_whole() -> None:
+    chosen = options(concurrency=None, rate=60.0, hours=1.0, kv_tokens=450_000, deadline_factor=3.0)
+    summary = simulate(chosen, "fcfs-lru")
+    assert summary.useful_by_window is not None
+    assert summary.ended_by_window is not None
+    assert summary.useful_tokens_per_s is not None
+    assert summary.span_s is not None
+    assert sum(summary.ended_by_window) == summary.programs
+    assert len(summary.ended_by_window) == len(summary.useful_by_window)
+    useful = WINDOW_S * sum(summary.useful_by_window)
+    assert useful == pytest.approx(summary.useful_tokens_per_s * summary.span_s)
+    assert summary.slowdown_deciles == sorted(summary.slowdown_deciles or [])
+    assert summary.slo_met == pytest.approx((summary.slo_attainment or {})["default"]), "one tenant is all"
 
 
 def test_what_is_measured_on_the_way_is_what_the_log_says_afterwards() -> None:

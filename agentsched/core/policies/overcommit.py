@@ -19,6 +19,9 @@ from __future__ import annotations
 
 import math
 
+MOST_AT_ONCE = 5.0
+"""Exponent of one rise: time may pass for days without an event."""
+
 
 class Overcommit:
     """One engine's factor."""
@@ -44,8 +47,7 @@ class Overcommit:
         """With so many seats. For how long, in all, anybody has waited so far, and the engine computed."""
         more_s, self._waited_s = waited_s - self._waited_s, waited_s
         share = self.RELIEF_SHARE / math.sqrt(max(1, seats))
-        risen = self._factor * math.exp(self.GAIN * share * more_s)
-        self._factor = max(self._factor, min(self.MOST, risen))
+        self._rise(share * more_s, max(self._factor, self.MOST))
         if busy_s != self._busy_s:
             self._reported(waited_s, busy_s)
         return self._factor
@@ -55,8 +57,11 @@ class Overcommit:
         spare_s = self._spare_s + (waited_s - self._reported_s) - worked_s
         self._busy_s, self._reported_s = busy_s, waited_s
         if spare_s > 0:
-            self._factor = min(self.LIFTED_MOST, self._factor * math.exp(self.GAIN * spare_s))
+            self._rise(spare_s, self.LIFTED_MOST)
         self._spare_s = min(0.0, max(-self.LATE_S, spare_s))
+
+    def _rise(self, for_s: float, most: float) -> None:
+        self._factor = min(most, self._factor * math.exp(min(self.GAIN * for_s, MOST_AT_ONCE)))
 
     def ended(self, share: float) -> None:
         """A program ended while others waited, and ``share`` of the room was needed until then."""

@@ -1,8 +1,8 @@
-"""Policies against each other: policies x workloads x pressures x seeds, and open arrivals to the collapse.
+"""Policies against each other: groups of cells, each of which answers one question, and one table of all.
 
-Every run is a simulation of one engine with the same programs for each policy. Runs are spread over
-processes, and each finished one is a line of OUT/policies.jsonl: started again, the benchmark goes on
-where it stopped. After a change of the code, begin with an empty OUT.
+Every run is a simulation with the same programs for each policy. Runs are spread over processes, and each
+finished one is a line of OUT/policies.jsonl: started again, the benchmark goes on where it stopped.
+After a change of the code, begin with an empty OUT.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -20,52 +21,32 @@ from rich.console import Console
 from rich.markup import escape
 
 from agentsched import __version__
-from agentsched.core import ABLATION_NAMES, POLICY_NAMES
-from agentsched.workloads.grid.cells import (
-    CASE_NAMES,
-    LOADS,
-    PRESSURES,
-    PROFILE,
-    CaseError,
-    Load,
-    closed_cells,
-    find_cases,
-    open_cells,
-)
+from agentsched.workloads.grid.cases import CASE_NAMES, PROFILE, CaseError, Load, find_cases
+from agentsched.workloads.grid.cells import Cell, Done, Run
+from agentsched.workloads.grid.goals import goals_of
+from agentsched.workloads.grid.groups import GROUPS
+from agentsched.workloads.grid.groups.runs import Group, Scale
 from agentsched.workloads.grid.plots import write_plots
-from agentsched.workloads.grid.ratios import BASELINE, Results, lines_of, points_of
+from agentsched.workloads.grid.results import Made, Results, lines_of, points_of
 from agentsched.workloads.grid.running import measure_loads, run_cells
 from agentsched.workloads.grid.tables import full_table, put_into, short_table
-from agentsched.workloads.simulate import OptionError, check_policies
 from agentsched.workloads.summary import describe_host
 
 ROOT = Path(__file__).parents[3]
 RESULTS = Path(__file__).parents[1] / "results"
 
-OPEN_CASES = ("tool-paced", "saga-swe")
-"""Open arrivals are played for the first of these that there is: the plot of the collapse."""
-OPEN_POLICIES = (BASELINE, "agentsched")
-MOST_OPEN_SEEDS = 3
-QUICK_CASE, QUICK_PRESSURES, QUICK_LOADS, QUICK_SEEDS, QUICK_PROGRAMS = (
-    "continuum-swe",
-    (1.0, 2.0),
-    (1.5,),
-    2,
-    60,
-)
+QUICK_CASES = ("continuum-swe",)
+QUICK_GROUPS = ("closed", "ablation", "disturbed", "sweep")
+QUICK = Scale(seeds=1, programs=30, hours=0.5)
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What is run, and where it goes. ``results`` gets the table, the plots and the aggregated figures."""
 
+    groups: tuple[Group, ...]
     cases: tuple[str, ...]
-    policies: tuple[str, ...]
-    pressures: tuple[float, ...]
-    loads: tuple[float, ...]
-    open_hours: float
-    seeds: int
-    programs: int
-    bounds: bool
+    scale: Scale
+    cell_s: float
     jobs: int
     traces: Path | None
     out: Path
@@ -73,51 +54,52 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="One workload, two pressures, two seeds: does it all work?")
+@click.option("--quick", is_flag=True, help="Some groups, one workload, one seed: does it all work?")
 @click.option(
     "--traces",
     envvar="AGENTSCHED_TRACES",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of recorded traces, searched with what is below it.  [env AGENTSCHED_TRACES]",
 )
-@click.option("--cases", default=",".join(CASE_NAMES), show_default=True, help="Workloads.")
-@click.option("--policies", default=",".join(POLICY_NAMES), show_default=True, help="Policies.")
-@click.option("--pressures", default=",".join(f"{p:g}" for p in PRESSURES), show_default=True)
-@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Runs of each cell.")
-@click.option("--programs", type=click.IntRange(1), default=150, show_default=True, help="At least, a run.")
-@click.option("--open/--no-open", "opened", default=True, show_default=True, help="Open arrivals too.")
+@click.option("--groups", default=",".join(GROUPS), show_default=True, help="Groups of cells.")
+@click.option("--cases", default=",".join(CASE_NAMES), show_default=True, help="Only these workloads.")
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="At most, a cell.")
+@click.option("--programs", type=click.IntRange(1), default=100, show_default=True, help="At least, a run.")
+@click.option("--hours", type=click.FloatRange(0.1), default=6.0, show_default=True, help="Of open arrivals.")
 @click.option("--bounds/--no-bounds", default=True, show_default=True, help="Bound on recomputation too.")
-@click.option("--ablate", is_flag=True, help="Ours also with each mechanism switched off.")
+@click.option(
+    "--cell-seconds",
+    type=click.FloatRange(1),
+    default=300.0,
+    show_default=True,
+    help="Of a core, for a run at most.",
+)
 @click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one a core]")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/bench"), show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), help="[default: the package's, and the README]")
 def main(
     quick: bool,
     traces: Path | None,
+    groups: str,
     cases: str,
-    policies: str,
-    pressures: str,
     seeds: int,
     programs: int,
-    opened: bool,
+    hours: float,
     bounds: bool,
-    ablate: bool,
+    cell_seconds: float,
     jobs: int | None,
     out: Path,
     results: Path | None,
 ) -> None:
     """Compare policies on recorded and generated agents, in simulation."""
+    scale = Scale(seeds=seeds, programs=programs, hours=hours, bounds=bounds)
     if quick:
         out = out / "quick"
     plan = Plan(
-        cases=(QUICK_CASE,) if quick else tuple(_words(cases)),
-        policies=OPEN_POLICIES if quick else (*_words(policies), *(ABLATION_NAMES if ablate else ())),
-        pressures=QUICK_PRESSURES if quick else tuple(_numbers("--pressures", pressures)),
-        loads=(QUICK_LOADS if quick else LOADS) if opened else (),
-        open_hours=1.0 if quick else 3.0,
-        seeds=QUICK_SEEDS if quick else seeds,
-        programs=QUICK_PROGRAMS if quick else programs,
-        bounds=bounds,
+        groups=_groups(QUICK_GROUPS if quick else _words(groups)),
+        cases=QUICK_CASES if quick else _words(cases),
+        scale=replace(QUICK, bounds=bounds) if quick else scale,
+        cell_s=cell_seconds,
         jobs=jobs or len(os.sched_getaffinity(0)),
         traces=traces,
         out=out,
@@ -126,7 +108,7 @@ def main(
     console = Console(stderr=True)
     try:
         _compare(plan, console)
-    except (CaseError, OptionError) as error:
+    except CaseError as error:
         raise click.UsageError(str(error)) from None
     except KeyboardInterrupt:
         console.print(f"Interrupted; the same command goes on where it stopped ({plan.out}).", soft_wrap=True)
@@ -134,8 +116,12 @@ def main(
 
 
 def _compare(plan: Plan, console: Console) -> None:
-    check_policies(plan.policies)
-    cases, missing = find_cases(plan.cases, plan.traces)
+    wanted: dict[str, dict[float, None]] = {}
+    for group in plan.groups:
+        for case in filter(plan.cases.__contains__, group.cases):
+            wanted.setdefault(case, {}).update(dict.fromkeys(group.pressures))
+    find_cases(plan.cases, None)
+    cases, missing = find_cases(tuple(wanted), plan.traces)
     if missing:
         console.print(
             f"Left out: {', '.join(missing)}. Their recorded traces are not here; name their folder with "
@@ -145,33 +131,39 @@ def _compare(plan: Plan, console: Console) -> None:
     if not cases:
         raise CaseError("no workload is left")
     console.print(f"How many programs make each pressure ({len(cases)} workloads) ...", highlight=False)
-    loads = measure_loads(cases, plan.pressures, plan.out / "loads.json", plan.jobs)
-    cells = [
-        cell
-        for load in loads
-        for cell in closed_cells(load, plan.policies, plan.pressures, plan.seeds, plan.programs, plan.bounds)
-    ]
-    for load in _open(loads):
-        policies = [policy for policy in plan.policies if policy in OPEN_POLICIES]
-        seeds = min(plan.seeds, MOST_OPEN_SEEDS)
-        cells += open_cells(load, policies, plan.loads, seeds, plan.open_hours)
-    began_s = time.monotonic()
-    done = run_cells(cells, loads, plan.out / "policies.jsonl", plan.jobs, _teller(console, began_s))
-    results = Results(
+    pressures = {case: wanted[case.name] for case in cases}
+    measured = measure_loads(pressures, plan.out / "loads.json", plan.jobs)
+    loads = {load.case.name: load for load in measured}
+
+    def cells(known: Mapping[Run, Done]) -> list[Cell]:
+        return [cell for group in plan.groups for cell in group.cells(plan.scale, _own(group, loads), known)]
+
+    tell = _teller(console, time.monotonic())
+    made, found = run_cells(cells, plan.out / "policies.jsonl", plan.jobs, plan.cell_s, tell)
+    _write(_results(plan, Made.of(made, found)), plan, console)
+
+
+def _own(group: Group, loads: Mapping[str, Load]) -> dict[str, Load]:
+    return {name: loads[name] for name in group.cases if name in loads}
+
+
+def _results(plan: Plan, made: Made) -> Results:
+    return Results(
         version=__version__,
         command=_command(),
         host=describe_host(),
         profile=PROFILE,
-        points=points_of(done),
+        about={group.name: group.about for group in plan.groups if made.places(group.name)},
+        goals=goals_of(made),
+        points=points_of(made, {group.name: group.base for group in plan.groups}),
     )
-    _write(results, plan, console)
 
 
-def _open(loads: list[Load]) -> list[Load]:
-    """The load of the case that open arrivals are played for."""
-    by_name = {load.case.name: load for load in loads}
-    found = next((by_name[name] for name in OPEN_CASES if name in by_name), loads[0])
-    return [found]
+def _groups(names: tuple[str, ...]) -> tuple[Group, ...]:
+    unknown = [name for name in names if name not in GROUPS]
+    if unknown or not names:
+        raise click.UsageError(f"no group {', '.join(unknown)!r}; there are: {', '.join(GROUPS)}")
+    return tuple(GROUPS[name] for name in names)
 
 
 def _write(results: Results, plan: Plan, console: Console) -> None:
@@ -205,18 +197,8 @@ def _command() -> str:
     return shlex.join(["scripts/bench", "policies", *sys.argv[1:]])
 
 
-def _words(text: str) -> list[str]:
-    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-
-
-def _numbers(option: str, text: str) -> list[float]:
-    try:
-        numbers = [float(word) for word in _words(text)]
-    except ValueError:
-        raise click.UsageError(f"{option} is numbers separated by commas, not {text!r}") from None
-    if not numbers or min(numbers) <= 0:
-        raise click.UsageError(f"{option} must be positive numbers, got {text!r}")
-    return numbers
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
 
 
 if __name__ == "__main__":

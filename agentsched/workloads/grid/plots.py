@@ -13,9 +13,11 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from agentsched.workloads.grid.ratios import BASELINE, Point, Results
+from agentsched.workloads.grid.groups.arriving import OVERLOAD, OVERLOAD_HOURS
+from agentsched.workloads.grid.groups.runs import BASELINE, OURS
+from agentsched.workloads.grid.results import Point, Results
+from agentsched.workloads.meter import WINDOW_S
 
-OURS = "agentsched"
 COLOURS = {
     BASELINE: "#d9722e",
     "continuum": "#2e9467",
@@ -37,49 +39,55 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "agentsched",
 }
+STEADY = "tasks an hour, steady"
 PANEL_IN = (3.2, 2.5)
+LABEL_IN = 1.3
 COLUMNS = 3
 
 
 def write_plots(results: Results, folder: Path) -> list[Path]:
     """The plots that the results allow, as SVG files in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    closed = list(dict.fromkeys(p.case for p in results.points if not p.open_loop))
-    opened = list(dict.fromkeys(p.case for p in results.points if p.open_loop))
     colours = _colours(results.points)
     written = []
     with mpl.rc_context(STYLE):
-        for name, cases, draw in (
-            ("policies-pressure", closed, _pressure),
-            ("policies-throughput", closed, _throughput),
-            ("policies-tail", closed, _tail),
-            ("policies-collapse", opened, _collapse),
+        for name, group, draw in (
+            ("policies-pressure", "closed", _pressure),
+            ("policies-throughput", "closed", _throughput),
+            ("policies-tail", "closed", _tail),
+            ("policies-collapse", "open", _collapse),
+            ("policies-overload", "open", _overload),
+            ("policies-slowdown", "open", _stretch),
         ):
-            if cases:
+            # A run that was stopped, or had no steady part, is in no plot.
+            points = [point for point in results.of(group) if STEADY in point.measures]
+            if points:
                 path = folder / f"{name}.svg"
-                _panels(results, cases, colours, draw).savefig(path, metadata={"Date": None})
+                _panels(points, colours, draw).savefig(path, metadata={"Date": None})
                 written.append(path)
     return written
 
 
 def _panels(
-    results: Results,
-    cases: Sequence[str],
+    points: list[Point],
     colours: dict[str, tuple[str, str]],
     draw: Callable[[Axes, list[Point], dict[str, tuple[str, str]]], None],
 ) -> Figure:
     """One panel a case, and one legend for all."""
+    cases = list(dict.fromkeys(point.case for point in points))
     columns = min(COLUMNS, len(cases))
     rows = math.ceil(len(cases) / columns)
-    figure = Figure(figsize=(max(6.0, PANEL_IN[0] * columns), PANEL_IN[1] * rows + 0.5), layout="constrained")
+    width_in = max(6.0, PANEL_IN[0] * columns)
+    figure = Figure(figsize=(width_in, PANEL_IN[1] * rows + 0.5), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for case, axes in zip(cases, panels, strict=False):
-        draw(axes, results.of(case, open_loop=draw is _collapse), colours)
+        draw(axes, [point for point in points if point.case == case], colours)
         axes.set_title(case, fontsize=9.5, loc="left")
     for axes in list(panels)[len(cases) :]:
         axes.set_axis_off()
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(7, len(labels)))
+    names = max(1, min(int(width_in / LABEL_IN), len(labels)))
+    figure.legend(handles, labels, loc="outside upper center", ncols=names)
     return figure
 
 
@@ -100,7 +108,7 @@ def _collapse(axes: Axes, points: list[Point], colours: dict[str, tuple[str, str
     """Tasks an hour that are served, by those that arrive."""
     for policy, own in _by_policy(points).items():
         colour, marker = colours[policy]
-        served = [point.measures["tasks an hour, steady"].mean for point in own]
+        served = [point.measures[STEADY].mean for point in own]
         arriving = [point.amount for point in own]
         axes.plot(arriving, served, color=colour, marker=marker, markersize=4, label=policy)
     most = max(point.amount for point in points)
@@ -108,6 +116,23 @@ def _collapse(axes: Axes, points: list[Point], colours: dict[str, tuple[str, str
     bound = points[0].packing_tasks_per_hour
     axes.axhline(bound, color="#9aa3ad", linewidth=0.8, linestyle=":", label="packing bound")
     axes.set(xlabel="programs arriving an hour", ylabel="tasks served an hour", ylim=(0, 1.3 * bound))
+
+
+def _overload(axes: Axes, points: list[Point], colours: dict[str, tuple[str, str]]) -> None:
+    """Useful tokens over time, while twice what fits arrives and afterwards."""
+    hours = OVERLOAD_HOURS
+    for policy, own in _by_policy([point for point in points if point.at == OVERLOAD]).items():
+        course = own[0].course or []
+        times = [(number + 0.5) * WINDOW_S / 3600 for number in range(len(course))]
+        axes.plot(times, course, color=colours[policy][0], linewidth=1.4, label=policy)
+    axes.axvline(hours, color="#9aa3ad", linewidth=0.8, linestyle=":", label="nobody arrives any more")
+    axes.set(xlabel="hours", ylabel="useful tokens a second", ylim=(0, None))
+
+
+def _stretch(axes: Axes, points: list[Point], colours: dict[str, tuple[str, str]]) -> None:
+    _curves(axes, points, colours, "mean TCT over alone")
+    axes.set(xlabel="arrivals / packing bound", ylabel="mean TCT / alone", yscale="log")
+    _plain(axes.yaxis)
 
 
 def _tail(axes: Axes, points: list[Point], colours: dict[str, tuple[str, str]]) -> None:

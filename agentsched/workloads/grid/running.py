@@ -1,7 +1,7 @@
-"""Running cells over processes, and the files that make it go on where it stopped.
+"""Making runs over processes, and the files that let a comparison go on where it stopped.
 
-Each finished cell is one line of a file; a cell that has a line there is not run again. What the file does
-not know is the version of the code: after a change, start with an empty file.
+Each run that was made is one line of a file and is not made again. What the file does not know is the version
+of the code: after a change, start with an empty file.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -17,7 +17,8 @@ from typing import TypeVar
 
 import msgspec
 
-from agentsched.workloads.grid.cells import Case, Cell, Done, Load, measure_load, run_cell
+from agentsched.workloads.grid.cases import Case, Load, measure_load
+from agentsched.workloads.grid.cells import Cell, Done, Run, make_run
 
 Result = TypeVar("Result")
 
@@ -26,42 +27,55 @@ _done = msgspec.json.Decoder(Done)
 _loads = msgspec.json.Decoder(list[Load])
 
 
-def read_done(path: Path) -> dict[Cell, Done]:
-    """The cells that the file has; a last line that was cut off is left out."""
+def read_done(path: Path, most_s: float = 0.0) -> dict[Run, Done]:
+    """The runs that the file has; a last line that was cut off is left out, and so are runs that were
+    stopped earlier than after ``most_s``."""
     if not path.is_file():
         return {}
     lines = path.read_bytes().splitlines(keepends=True)
     done = (_done.decode(line) for line in lines if line.endswith(b"\n"))
-    return {each.cell: each for each in done}
+    return {each.run: each for each in done if each.summary or each.cpu_s >= most_s}
 
 
 def run_cells(
-    cells: Sequence[Cell], loads: Sequence[Load], path: Path, jobs: int, told: Callable[[int, int], None]
-) -> list[Done]:
-    """Every cell's result, in order; those that ``path`` has are taken from it. ``told`` is given how many
-    are done, of how many."""
-    known = read_done(path)
-    packing = {load.case: load.packing_tasks_per_hour for load in loads}
-    missing = [cell for cell in dict.fromkeys(cells) if cell not in known]
+    wanted: Callable[[dict[Run, Done]], list[Cell]],
+    path: Path,
+    jobs: int,
+    most_s: float,
+    told: Callable[[int, int], None],
+) -> tuple[list[Cell], dict[Run, Done]]:
+    """Make the runs of the cells that are ``wanted``, given what is known; and again, until all are known.
+
+    ``path`` keeps the results, a run may take ``most_s`` seconds, and ``told`` is given how many
+    runs are made, of how many.
+    """
+    known = read_done(path, most_s)
     path.parent.mkdir(parents=True, exist_ok=True)
-    told(len(cells) - len(missing), len(cells))
-    with path.open("ab") as file:
-        file.truncate(path.read_bytes().rfind(b"\n") + 1)
-        for count, done in enumerate(_spread(jobs, run_cell, ((c, packing[c.case]) for c in missing)), 1):
-            file.write(_encode(done) + b"\n")
-            file.flush()
-            known[done.cell] = done
-            told(len(cells) - len(missing) + count, len(cells))
-    return [known[cell] for cell in cells]
+    path.touch()
+    with path.open("r+b") as file:
+        file.seek(file.truncate(path.read_bytes().rfind(b"\n") + 1))
+        while True:
+            cells = wanted(known)
+            packing = {cell.run: cell.packing for cell in cells}
+            missing = [run for run in packing if run not in known]
+            told(len(packing) - len(missing), len(packing))
+            if not missing:
+                return cells, known
+            arguments = ((run, packing[run], most_s) for run in missing)
+            for count, done in enumerate(_spread(jobs, make_run, arguments), 1):
+                file.write(_encode(done) + b"\n")
+                file.flush()
+                known[done.run] = done
+                told(len(packing) - len(missing) + count, len(packing))
 
 
-def measure_loads(cases: Sequence[Case], pressures: Sequence[float], path: Path, jobs: int) -> list[Load]:
-    """The loads of the cases, in order; those that ``path`` has are taken from it."""
+def measure_loads(cases: Mapping[Case, Collection[float]], path: Path, jobs: int) -> list[Load]:
+    """The loads of the cases, in order, for their pressures; what ``path`` has is taken from it."""
     known = {load.case: load for load in _loads.decode(path.read_bytes())} if path.is_file() else {}
 
     def lacks(case: Case) -> list[float]:
         has = known[case].concurrency if case in known else {}
-        return [pressure for pressure in pressures if str(pressure) not in has]
+        return [pressure for pressure in cases[case] if str(pressure) not in has]
 
     missing = [(case, lacks(case)) for case in cases if lacks(case) or case not in known]
     for load in _spread(jobs, measure_load, missing):
