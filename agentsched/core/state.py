@@ -25,8 +25,7 @@ from enum import Enum, auto
 
 from agentsched.core import events as ev
 from agentsched.core.engine_state import EngineState as EngineState
-from agentsched.graphs.memory import OWN_PEAKS, MemoryModel
-from agentsched.graphs.predict import ContextModel, GapModel
+from agentsched.graphs.predict import OWN_PEAKS, ContextModel, GapModel, MemoryModel
 
 
 class IllegalEvent(Exception):

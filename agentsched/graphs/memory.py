@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from agentsched.graphs.predict import keys_of
-from agentsched.graphs.samples import LARGEST, Window, amount
+from agentsched.graphs.samples import LARGEST, Window, amount, keys_of
 
 FEW = 3
 """Below so many samples a source does not stand alone."""

@@ -1,4 +1,5 @@
-"""Predictors learned online, for the scheduling core: how long gaps last, and how far programs grow.
+"""Predictors learned online, for the scheduling core: how long gaps last, how far programs grow, and
+what memory their tools need (``memory``).
 
 They take plain values and answer in a bounded number of steps (samples are capped, queries bisect),
 so the core may ask at every event. They are deterministic, and start with stated priors.
@@ -25,9 +26,20 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from agentsched.graphs.growth import ContextModel
-from agentsched.graphs.samples import LARGEST, Window, amount
+from agentsched.graphs.memory import OWN_PEAKS, MemoryModel
+from agentsched.graphs.samples import LARGEST, LONGEST_KEY, Window, amount, keys_of
 
-__all__ = ["ENOUGH", "FEW", "LARGEST", "PRIOR_GAPS_S", "ContextModel", "GapModel"]
+__all__ = [
+    "ENOUGH",
+    "FEW",
+    "LARGEST",
+    "LONGEST_KEY",
+    "OWN_PEAKS",
+    "PRIOR_GAPS_S",
+    "ContextModel",
+    "GapModel",
+    "MemoryModel",
+]
 
 FEW = 3
 """Below so many samples a key does not stand alone in ``GapModel.samples``."""
@@ -43,9 +55,6 @@ TAIL_INDEX = 1.5
 
 LONGEST_GAP_S = 1e6
 """Longer gaps are learned as this: a program left open for weeks says nothing of its tool."""
-
-LONGEST_KEY = 200
-"""Characters of a key that tell it from others: keys come from outside."""
 
 
 class _Source(NamedTuple):
@@ -146,10 +155,3 @@ class GapModel:
                 known += taken
             if known >= ENOUGH:
                 return
-
-
-def keys_of(tool: str) -> tuple[str, ...]:
-    """The key and, where it names a command class too, its tool alone."""
-    key = tool[:LONGEST_KEY]
-    function, colon, _ = key.partition(":")
-    return (key, function) if colon else (key,)

@@ -1,4 +1,4 @@
-"""A bounded window of samples, and the checks that keep garbage out of whatever learns."""
+"""A bounded window of samples, their keys, and the checks that keep garbage out of whatever learns."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections import deque
 
 LARGEST = 1e12
 """Amounts above this are taken for garbage; it keeps every sum finite."""
+
+
+LONGEST_KEY = 200
+"""Characters of a key that tell it from others: keys come from outside."""
 
 
 def amount(name: str, value: float) -> float:
@@ -44,3 +48,10 @@ class Window:
     def quantile(self, q: float) -> float:
         """The sample below which the share ``q`` lies. Precondition: there is one."""
         return self.ordered[min(len(self.ordered) - 1, int(q * len(self.ordered)))]
+
+
+def keys_of(tool: str) -> tuple[str, ...]:
+    """The key and, where it names a command class too, its tool alone."""
+    key = tool[:LONGEST_KEY]
+    function, colon, _ = key.partition(":")
+    return (key, function) if colon else (key,)

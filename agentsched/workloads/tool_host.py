@@ -26,6 +26,9 @@ from enum import Enum, auto
 RESTART_S = 1.0
 """The pause after a call's first kill."""
 
+SHORTEST_COMPUTING_S = 1e-3
+"""Calls that take less compute nothing to speak of; as threads, their CPU time would be beyond all number."""
+
 LONGEST_RESTART_S = 300.0
 """Pauses do not double beyond this, as is usual for what restarts containers."""
 
@@ -132,7 +135,7 @@ class ToolHost:
         """Start a call that takes ``gap_s`` when it is alone. ``now`` never goes back, and ``advance`` has
         been called for all that ended before it. ``name`` is what ``advance`` calls it."""
         self._pass(now)
-        call = _Call(name, gap_s, cpu_s if gap_s else 0.0, memory_bytes, now, now)
+        call = _Call(name, gap_s, cpu_s if gap_s >= SHORTEST_COMPUTING_S else 0.0, memory_bytes, now, now)
         call.threads = max(1.0, call.cpu_s / gap_s) if gap_s else 1.0
         self._begin(call)
         if not call.holds:

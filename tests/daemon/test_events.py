@@ -59,6 +59,17 @@ async def test_programs_are_opened_and_closed_by_their_owner() -> None:
         assert await served_.programs() == {}
 
 
+async def test_hosts_of_tools_come_change_and_go() -> None:
+    async with served() as served_:
+        attached = {"event": "HostAttached", "host": "box", "memory_bytes": 4_000_000_000}
+        opened = {"event": "ProgramOpened", "program": "p", "host": "box"}
+        lost = {"event": "HostLost", "host": "box"}
+        _, body, _ = await served_.post(
+            "/agentsched/events", {"events": [attached, attached, opened, lost, lost]}
+        )
+        assert body == {"accepted": 4, "ignored": 1}
+
+
 @pytest.mark.parametrize(
     ("bad", "field"),
     [
@@ -68,6 +79,8 @@ async def test_programs_are_opened_and_closed_by_their_owner() -> None:
         ({"event": "ProgramOpened"}, "events[1].program"),
         ({"event": "ProgramOpened", "program": ""}, "events[1]"),
         ({"event": "ProgramOpened", "program": 3}, "events[1].program"),
+        ({"event": "HostAttached", "host": "", "memory_bytes": 1}, "events[1]"),
+        ({"event": "HostAttached", "host": "box"}, "events[1].memory_bytes"),
         (FINISHED | {"tool_call": "unknown"}, "events[1].program"),
         (FINISHED | {"tool_call": "t", "program": "p", "wall_s": "long"}, "events[1].wall_s"),
         (FINISHED | {"tool_call": "t", "program": "p", "wall_s": -1}, "events[1]"),

@@ -92,6 +92,10 @@ def test_what_never_fits_fails_once() -> None:
     assert (host.usage.oom_kills, host.usage.ended) == (1, 1)
 
 
+def test_a_call_of_no_time_computes_nothing() -> None:
+    assert took_s(ToolHost(cores=2), [(0.0, 1e-300, 5.0, 0), (0.0, 3.0, 5.0, 0)]) == pytest.approx([0.0, 3.0])
+
+
 def test_a_host_without_limits_delays_nobody() -> None:
     calls = [(0.1 * number, 1.0 + number, number * 0.9, 10**12) for number in range(20)]
     assert took_s(ToolHost(), calls) == pytest.approx([1.0 + number for number in range(20)])

@@ -195,5 +195,5 @@ class HostGate:
             seated = {program.name for program in programs if program.seat is not None}
             assert ledger.seated.keys() == seated, f"{name}: its seats disagree"
             assert ledger.memory_bytes == state.hosts[name], f"{name}: its size disagrees"
-            lingering = {p.name for p in programs if p.seat is None and p.running}
+            lingering = {p.name for p in programs if p.seat is None and (p.running or p.killed_bytes)}
             assert ledger.lingering.keys() <= lingering, f"{name}: memory of tools that ended is held"
