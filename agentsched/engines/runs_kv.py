@@ -18,6 +18,9 @@ from collections.abc import Iterator, Sequence
 from agentsched.core.events import Held
 from agentsched.core.standing import StandingOrders, VictimKey, victim_key
 
+EMPTY_REMEMBERED = 1_000
+"""Nodes that hold nothing and belong to nobody, kept to count recomputation; past this, the first goes."""
+
 Pieces = Sequence[tuple[str, int]]
 """(key, tokens) from the start of a context; the last piece is the program's own and may grow."""
 
@@ -31,6 +34,7 @@ class Node:
         "host",
         "host_children",
         "kept_children",
+        "key",
         "last_used",
         "once",
         "owners",
@@ -39,8 +43,8 @@ class Node:
         "start",
     )
 
-    def __init__(self, parent: Node | None, start: int) -> None:
-        self.parent = parent
+    def __init__(self, parent: Node | None, key: str, start: int) -> None:
+        self.parent, self.key = parent, key
         self.start = start
         self.children: dict[str, Node] = {}
         self.owners: dict[str, None] = {}
@@ -74,9 +78,10 @@ class RunCache:
         self.idle_blocks = 0
         self.host_free = self.host_blocks = host_blocks
         self._orders = orders
-        self._root = Node(None, 0)
+        self._root = Node(None, "", 0)
         self._idle_leaves: dict[Node, None] = {}
         self._host_leaves: dict[Node, None] = {}
+        self._empty: dict[Node, None] = {}
         self._paths: dict[str, Path] = {}
         self._private: dict[str, int] = {}
         self._changed: dict[str, None] = {}
@@ -98,7 +103,8 @@ class RunCache:
                 continue
             child = node.children.get(above + key)
             if child is None:
-                child = node.children[above + key] = Node(node, start)
+                child = node.children[above + key] = Node(node, above + key, start)
+                self._empty[child] = None  # until it is pinned, before anything is forgotten
             node, above = child, ""
             nodes.append(node)
             blocks.append(end - start)
@@ -135,6 +141,7 @@ class RunCache:
                 self.idle_blocks -= node.held
                 self._idle_leaves.pop(node, None)
                 self._host_leaves.pop(node, None)
+                self._empty.pop(node, None)
             node.references += 1
 
     def unpin(self, path: Path) -> None:
@@ -147,21 +154,23 @@ class RunCache:
     def own(self, program: str, path: Path) -> None:
         """The program's context is this path from now on, and no other."""
         before = self._paths.get(program)
-        if before is not None:
-            for node in before.nodes:
-                node.owners.pop(program, None)
         for node in path.nodes:
             node.owners[program] = None
         self._paths[program] = path
         self._changed[program] = None
+        if before is not None:
+            self._leave(program, [node for node in before.nodes if node not in path.nodes])
 
     def disown(self, program: str) -> None:
         """The program has ended: what only it held stays as plain cache."""
         path = self._paths.pop(program, None)
-        if path is not None:
-            for node in path.nodes:
-                node.owners.pop(program, None)
+        self._leave(program, path.nodes if path is not None else ())
         self._changed[program] = None
+
+    def _leave(self, program: str, nodes: Sequence[Node]) -> None:
+        for node in reversed(nodes):
+            node.owners.pop(program, None)
+            self._file(node)
 
     def reserve(self, program: str, blocks: int) -> None:
         assert blocks <= self.free_blocks, f"{blocks} blocks wanted, {self.free_blocks} free"
@@ -234,6 +243,19 @@ class RunCache:
             self._host_leaves[node] = None
         else:
             self._host_leaves.pop(node, None)
+        if not (node.held or node.host or node.owners or node.children):
+            self._empty[node] = None
+            self._prune()
+
+    def _prune(self) -> None:
+        while len(self._empty) > EMPTY_REMEMBERED:
+            node = next(iter(self._empty))
+            del self._empty[node]
+            if node.children or node.owners or node.references or node.held or node.host:
+                continue  # it is in use again
+            assert node.parent is not None
+            del node.parent.children[node.key]
+            self._file(node.parent)
 
     def _value(self, node: Node, token: int, now: float, *, host: bool = False) -> float:
         worth = self._orders.host_value if host else self._orders.device_value
@@ -371,6 +393,8 @@ class RunCache:
                 node is not self._root and node.held and not node.kept_children and not node.references
             )
             assert (node in self._idle_leaves) is leaf
+            used = node is self._root or node.references or node.held or node.host or node.owners
+            assert used or node.children or node in self._empty, "a node is neither used nor forgotten"
         assert self.idle_blocks == idle
         assert self.free_blocks + held + sum(self._private.values()) == self.num_blocks
         assert self.host_free + host == self.host_blocks

@@ -25,6 +25,8 @@ from agentsched.workloads.gaps import Gaps
 from agentsched.workloads.scripts import Script, Turn
 from agentsched.workloads.simulated_engine import SimulatedEngine as SimulatedEngine
 
+DECISIONS_KEPT = 100_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
@@ -69,8 +71,9 @@ class _Running:
 
 
 class Simulation:
-    """One run. ``entries`` is its log, as the daemon would have written it; ``decided_s`` the real
-    seconds that each ``handle`` of the core took, ``gaps`` has the tools' hosts, if they have limits."""
+    """One run. ``entries`` is its log, as the daemon would have written it; ``decided_s`` the real seconds
+    that each ``handle`` of the core took, of the latest; ``gaps`` has the tools' hosts, if they have
+    limits."""
 
     def __init__(
         self,
@@ -90,6 +93,7 @@ class Simulation:
         time and how many programs have ended, at each ending."""
         self.entries: list[Entry] = []
         self.decided_s = array("d")
+        self._decided = 0
         self.now = 0.0
         self.ended = 0
         self.conditions = conditions or Conditions()
@@ -160,7 +164,12 @@ class Simulation:
     def _post(self, event: ev.AnyEvent) -> None:
         begin_s = time.perf_counter()
         decided = self._core.handle(self.now, event)
-        self.decided_s.append(time.perf_counter() - begin_s)
+        took_s = time.perf_counter() - begin_s
+        if len(self.decided_s) < DECISIONS_KEPT:
+            self.decided_s.append(took_s)
+        else:
+            self.decided_s[self._decided % DECISIONS_KEPT] = took_s
+        self._decided += 1
         self._log(Entry(now=self.now, event=event))
         for decision in decided:
             self._log(Entry(now=self.now, decision=decision))
