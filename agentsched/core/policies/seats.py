@@ -40,6 +40,10 @@ LOOK_AGAIN_S = 5.0
 
 MOST_CALLS = 1e6
 
+LITTLE_SHARE = 0.4
+"""While less than this share of the KV is needed, newcomers are let in whatever is predicted: of new kinds of
+programs little is known, and what is small is cheap to pause."""
+
 FULL_SHARE = 0.95
 """Programs are let in up to this share of the KV, by what they need now: contexts grow on."""
 
@@ -289,10 +293,12 @@ class Seats:
             without = here.union(leavers[:leaving])
             if len(without) == len(ledger):
                 return True
-            if ledger.need_with(forecast, without) > ledger.room_tokens * FULL_SHARE:
+            share = ledger.need_with(forecast, without) / ledger.room_tokens
+            if share > FULL_SHARE:
                 return False
-            newcomer = self._with.peak and not program.calls_done
-            return not newcomer or ledger.peak_with(forecast, without) <= bound_tokens
+            if program.calls_done or share <= LITTLE_SHARE or not self._with.peak:
+                return True
+            return ledger.peak_with(forecast, without) <= bound_tokens
 
         if not fits(0):
             if not leavers or not fits(len(leavers)):
