@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 
 PROGRAM_HEADER = "x-agentsched-program"
 CALL_HEADER = "x-agentsched-call"
+DEADLINE_HEADER = "x-agentsched-deadline-s"
 _RETRY_HEADER = "x-stainless-retry-count"  # what the OpenAI clients say of a retry
 _PING = b": waiting\n\n"
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -86,9 +87,10 @@ class Gateway:
         stated = request.headers.get(PROGRAM_HEADER, parsed.program)
         if stated is not None:
             check_program(stated, PROGRAM_HEADER)
+        deadline_s = _deadline_s(request.headers.get(DEADLINE_HEADER))
         prepared = await self._prepare(parsed)
         retry = request.headers.get(_RETRY_HEADER, "0") != "0"
-        call = self._calls.join(parsed, prepared, stated=stated, retry=retry)
+        call = self._calls.join(parsed, prepared, stated=stated, retry=retry, deadline_s=deadline_s)
         if call.attached > 1:
             self._metrics.retry_attached()
         try:

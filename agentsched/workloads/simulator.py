@@ -211,7 +211,9 @@ class Simulation:
     def _begin(self, script: Script, parent: _Running | None) -> None:
         program = _Running(script, parent)
         self._programs[script.program] = program
-        self._post(ev.ProgramOpened(program=script.program, tenant=script.tenant))
+        self._post(
+            ev.ProgramOpened(program=script.program, tenant=script.tenant, deadline_s=script.deadline_s)
+        )
         self._turn(program)
 
     def _turn(self, program: _Running) -> None:
