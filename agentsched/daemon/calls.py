@@ -139,7 +139,8 @@ class Calls:
         deadline_s: float | None = None,
     ) -> LiveCall:
         """The call of a request: a new one, or the live one that it is a retry of. The caller is
-        attached to it until ``leave``. ``deadline_s`` counts where the program is new. Raises ``ApiError``."""
+        attached to it until ``leave``. ``deadline_s`` is of the program, and counts where that is new.
+        Raises ``ApiError``."""
         if self.unavailable is not None:
             raise self.unavailable
         prepared = self._fitted(prepared)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from agentsched.daemon.calls import Calls, LiveCall
 from agentsched.daemon.chat import Answer, Parsed, check_program, error_event, parse
-from agentsched.daemon.errors import ApiError, refused
+from agentsched.daemon.errors import ApiError, bad_field, refused
 from agentsched.daemon.host import Host
 from agentsched.daemon.httplog import one_line
 from agentsched.daemon.identity import Identities
@@ -224,6 +225,20 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
         _log.exception("%s %s failed", request.method, request.path)
         failed = ApiError(500, "internal error of the daemon; its log has more", kind="server_error")
     return _json(failed.body(), status=failed.status, headers=failed.headers())
+
+
+def _deadline_s(stated: str | None) -> float | None:
+    """Within how many seconds the program should end. Raises ``ApiError`` (400)."""
+    if stated is None:
+        return None
+    try:
+        deadline_s = float(stated)
+    except ValueError:
+        deadline_s = math.nan
+    if not 0 < deadline_s < math.inf:
+        problem = f"must be the seconds, above 0, within which the program should end; got {stated!r}"
+        raise bad_field(DEADLINE_HEADER, problem)
+    return deadline_s
 
 
 def _names(call: LiveCall) -> dict[str, str]:

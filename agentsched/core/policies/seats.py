@@ -97,7 +97,8 @@ class Seats:
         self._max_waiting = max_waiting
         self._ledgers: dict[str, Ledger] = {}
         self._overcommit: dict[str, Overcommit] = {}
-        self._line: list[tuple[tuple[float, int], str]] = []
+        self._anybody = False
+        """Whether anybody waited for a seat after the last review."""
         self._refused: str | None = None
         self._looked_s = 0.0
         self._came: list[Program] = []
@@ -112,7 +113,7 @@ class Seats:
     # What is seen
 
     def observe(self, state: State, now: float, event: ev.AnyEvent, subject: Program | None) -> None:
-        if self._line:
+        if self._anybody:
             self._waited_s += now - self._now
         self._now = now
         while self._leaves and self._leaves[0][0] <= now:
@@ -128,12 +129,10 @@ class Seats:
                 del self._ledgers[event.engine], self._overcommit[event.engine]
                 self._touched.discard(event.engine)
                 self._open.discard(event.engine)
-                self._line_up(state)
                 self._refused = None
             case ev.ProgramClosed() if subject is not None and subject.home in self._ledgers:
                 self._drop(subject, subject.home)
             case ev.CallArrived() if subject is not None and subject.seat is None:
-                heapq.heappush(self._line, (self._turns.of(subject), subject.name))
                 if len(subject.calls) == 1:
                     self._came.append(subject)
             case ev.CallArrived() | ev.CallFinished() | ev.CallAborted() | ev.ToolStarted():
@@ -157,9 +156,6 @@ class Seats:
         self._touched.add(engine)
         self._open.add(engine)
 
-    def _line_up(self, state: State) -> None:
-        self._line = sorted((self._turns.of(p), p.name) for p in state.queue.values())
-
     def _drop(self, program: Program, engine: str) -> None:
         self._ledgers[engine].drop(program, self._now)
         self._open.add(engine)
@@ -173,15 +169,10 @@ class Seats:
             if self._with.relief and ledger.need_tokens > ledger.room_tokens:
                 self._relieve(state, orders, ledger)
         self._touched.clear()
-        if len(self._line) > 2 * len(state.queue) + 64:
-            self._line_up(state)
-        while self._line:
-            (_, order), name = self._line[0]
-            program = state.queue.get(name)
-            waits = program is not None and program.order == order
-            if program is not None and waits and not self._seat(state, orders, program):
-                return
-            heapq.heappop(self._line)
+        program = self._turns.first(state, orders.now)
+        while program is not None and self._seat(state, orders, program):
+            program = self._turns.first(state, orders.now)
+        self._anybody = program is not None
 
     def next_review_s(self, state: State) -> float | None:
         if not state.queue or not self._ledgers:
@@ -224,7 +215,7 @@ class Seats:
                 orders.pause(leaver, "its gap lasts longer than its KV is worth, and others wait")
             self._put(program, engine, forecast, state)
             need, room = ledger.need_tokens, ledger.room_tokens
-            self._turns.seated(program)
+            self._turns.seated(program, orders.now)
             orders.admit(program, engine, f"with it programs need {need:,} of {room:,} tokens")
             self._refused = None
             return True
@@ -246,7 +237,7 @@ class Seats:
         without: set[str] = set()
         candidates = ledger.leavers() if self._with.leaving else iter(())
         while len(without) < len(ledger):
-            if program.calls_done or not self._with.peak:
+            if program.calls_done or not self._with.peak or self._turns.presses(program, self._now):
                 fits = ledger.need_with(forecast, without) <= ledger.room_tokens * FULL_SHARE
             else:
                 fits = ledger.peak_with(forecast, without) <= self.bound_tokens(ledger.engine.name)
