@@ -89,8 +89,8 @@ class Turns:
         self._urgency = Urgency()
         self._soon: list[tuple[float, int, Program]] = []
         """Who waits with a deadline, by when it will have a claim."""
-        self._claims: dict[str, tuple[float, Program]] = {}
-        """Who waits with a claim, and until when it has it."""
+        self._claims: dict[str, Program] = {}
+        """Who waits with a claim."""
         self._largest = 0.0
         """Charge of the largest program."""
         self._first: Program | None = None
@@ -174,15 +174,15 @@ class Turns:
         """Who takes the place of whoever stands first."""
         while self._soon and self._soon[0][0] <= now:
             _, _, program = heapq.heappop(self._soon)
-            if state.queue.get(program.name) is program:
-                self._claims[program.name] = (self._urgency.claims_until_s(program, now), program)
-        for name, (until_s, program) in list(self._claims.items()):
+            self._claims[program.name] = program
+        self._holds_s = self._soon[0][0] if self._soon else math.inf
+        for name, program in list(self._claims.items()):
+            until_s = self._urgency.claims_until_s(program, now)
             if until_s <= now or state.queue.get(name) is not program:
                 del self._claims[name]
-        self._holds_s = min([until_s for until_s, _ in self._claims.values()], default=math.inf)
-        if self._soon:
-            self._holds_s = min(self._holds_s, self._soon[0][0])
-        by_deadline = sorted((program for _, program in self._claims.values()), key=_due)
+            else:
+                self._holds_s = min(self._holds_s, until_s)
+        by_deadline = sorted(self._claims.values(), key=_due)
         return next((program for program in by_deadline if self._may_overtake(state, program)), None)
 
     def _may_overtake(self, state: State, program: Program) -> bool:
@@ -190,7 +190,7 @@ class Turns:
         head = self._head(state, tenant)
         assert head is not None, f"{program.name} waits, but its tenant has no line"
         if account.number > self._accounts[head.name].number + OVERTAKING:
-            return False
+            pass
         return (
             self._tag(program, tenant) <= self._front + max(self._largest, account.charged) / program.weight
         )
