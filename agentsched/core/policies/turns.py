@@ -190,7 +190,7 @@ class Turns:
         head = self._head(state, tenant)
         assert head is not None, f"{program.name} waits, but its tenant has no line"
         if account.number > self._accounts[head.name].number + OVERTAKING:
-            pass
+            return False
         return (
             self._tag(program, tenant) <= self._front + max(self._largest, account.charged) / program.weight
         )
