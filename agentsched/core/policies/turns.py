@@ -42,6 +42,8 @@ from agentsched.core.policies.urgency import Urgency
 from agentsched.core.state import Program, State
 
 OVERTAKING = 16
+CLAIMS_SEEN = 64
+"""Earliest deadlines among which somebody is sought who may overtake: a bound on the time a look takes."""
 
 _Entry = tuple[int, Program]
 
@@ -90,7 +92,9 @@ class Turns:
         self._soon: list[tuple[float, int, Program]] = []
         """Who waits with a deadline, by when it will have a claim."""
         self._claims: dict[str, Program] = {}
-        """Who waits with a claim."""
+        """Who waits with a claim; who lost it since is found out on a look."""
+        self._dues: list[tuple[float, int, Program]] = []
+        """The same, by deadline."""
         self._largest = 0.0
         """Charge of the largest program."""
         self._first: Program | None = None
@@ -106,13 +110,14 @@ class Turns:
         if self._first is not None and now < self._holds_s and self._first.name in state.queue:
             return self._first
         self._first, self._holds_s = self._oldest(state), math.inf
-        if self._first is not None and (self._soon or self._claims):
+        if self._first is not None and (self._soon or self._dues):
             self._first = self._first_claim(state, now) or self._first
         return self._first
 
     def presses(self, program: Program, now: float) -> bool:
         """Whether it waits, and its deadline allows no further delay."""
-        return program.name in self._claims and self._urgency.presses(program, now)
+        lost = now >= self._urgency.claims_until_s(program, now)
+        return program.name in self._claims and not lost and self._urgency.presses(program, now)
 
     def seated(self, program: Program, now: float) -> None:
         """The program is given a seat; it was ``first``."""
@@ -173,17 +178,26 @@ class Turns:
     def _first_claim(self, state: State, now: float) -> Program | None:
         """Who takes the place of whoever stands first."""
         while self._soon and self._soon[0][0] <= now:
-            _, _, program = heapq.heappop(self._soon)
-            self._claims[program.name] = program
+            _, order, program = heapq.heappop(self._soon)
+            if program.due_s is not None:
+                self._claims[program.name] = program
+                heapq.heappush(self._dues, (program.due_s, order, program))
         self._holds_s = self._soon[0][0] if self._soon else math.inf
-        for name, program in list(self._claims.items()):
-            until_s = self._urgency.claims_until_s(program, now)
-            if until_s <= now or state.queue.get(name) is not program:
-                del self._claims[name]
-            else:
-                self._holds_s = min(self._holds_s, until_s)
-        by_deadline = sorted(self._claims.values(), key=_due)
-        return next((program for program in by_deadline if self._may_overtake(state, program)), None)
+        seen: list[tuple[float, int, Program]] = []
+        found: Program | None = None
+        while self._dues and found is None and len(seen) < CLAIMS_SEEN:
+            due = heapq.heappop(self._dues)
+            program, until_s = due[2], self._urgency.claims_until_s(due[2], now)
+            if until_s <= now or state.queue.get(program.name) is not program:
+                self._claims.pop(program.name, None)
+                continue
+            seen.append(due)
+            self._holds_s = min(self._holds_s, until_s)
+            if self._may_overtake(state, program):
+                found = program
+        for due in seen:
+            heapq.heappush(self._dues, due)
+        return found
 
     def _may_overtake(self, state: State, program: Program) -> bool:
         account, tenant = self._accounts[program.name], self._tenants[program.tenant]
@@ -267,6 +281,8 @@ class Turns:
             tenant.line.clear()
         self._lined.clear()
         self._soon.clear()
+        self._dues.clear()
+        self._claims.clear()
         self._pushed = 0
         for program in state.waiting():
             if program.name in self._accounts:
@@ -306,7 +322,7 @@ class Turns:
             heapq.heappush(self._idle, (tenant.tag, program.tenant))
         if not self._live:
             self._virtual = self._weights = self._largest = 0.0
-            for each in (self._tenants, self._lined, self._idle, self._soon, self._claims):
+            for each in (self._tenants, self._lined, self._idle, self._soon, self._dues, self._claims):
                 each.clear()
 
     def _go_on(self, virtual: float) -> None:
@@ -317,8 +333,3 @@ class Turns:
             tenant = self._tenants.get(name)
             if tenant is not None and not tenant.programs and tenant.tag <= self._virtual:
                 del self._tenants[name]
-
-
-def _due(program: Program) -> tuple[float, int]:
-    assert program.due_s is not None, f"{program.name} has no deadline"
-    return (program.due_s, program.order)
