@@ -10,6 +10,8 @@ Token counts are in tokens of the engine's tokenizer, sizes in bytes, durations 
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 LEAST_WEIGHT, MOST_WEIGHT = 1e-3, 1e3
@@ -44,21 +46,28 @@ class ToolCallRef(Value, frozen=True, kw_only=True):
 
 
 class ProgramOpened(Event, frozen=True, kw_only=True):
-    """A program's first call is about to arrive, or its owner announced it. ``weight``: its tenant's.
+    """A program's first call is about to arrive, or its owner announced it.
 
-    ``host``: where its tools run; "", or one that is not attached, has no limits.
+    ``weight``: its tenant's. ``host``: where its tools run; "", or one that is not attached, has no limits.
+    ``deadline_s``: seconds from now within which it should end, if it matters.
     """
 
     program: str
     tenant: str = "default"
     weight: float = 1.0
     host: str = ""
+    deadline_s: float | None = None
 
     def __post_init__(self) -> None:
         Value.__post_init__(self)
         if not LEAST_WEIGHT <= self.weight <= MOST_WEIGHT:
             raise ValueError(
                 f"ProgramOpened.weight must be from {LEAST_WEIGHT} to {MOST_WEIGHT}, got {self.weight!r}"
+            )
+        if self.deadline_s is not None and not 0 < self.deadline_s < math.inf:
+            raise ValueError(
+                f"ProgramOpened.deadline_s must be finite seconds above 0, got {self.deadline_s!r}; "
+                "leave it out where there is no deadline"
             )
 
 

@@ -90,6 +90,7 @@ class Program:
     order: int
     opened_s: float
     weight: float = 1.0  # its tenant's
+    due_s: float | None = None  # when it should have ended, monotonic seconds
     seat: str | None = None
     home: str | None = None  # the engine that last computed it, where its KV may still be
     calls: dict[str, Call] = field(default_factory=dict)
@@ -225,7 +226,16 @@ class State:
         if event.program in self.programs:
             raise IllegalEvent(f"program {event.program!r} is open already")
         self.programs_seen += 1
-        program = Program(event.program, event.tenant, self.programs_seen, now, event.weight, host=event.host)
+        due_s = None if event.deadline_s is None else now + event.deadline_s
+        program = Program(
+            event.program,
+            event.tenant,
+            self.programs_seen,
+            now,
+            event.weight,
+            due_s,
+            host=event.host,
+        )
         self.programs[event.program] = program
         return program
 

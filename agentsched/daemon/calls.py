@@ -129,9 +129,18 @@ class Calls:
     def live(self) -> list[LiveCall]:
         return list(self._live.values())
 
-    def join(self, parsed: Parsed, prepared: Prepared, *, stated: str | None, retry: bool) -> LiveCall:
+    def join(
+        self,
+        parsed: Parsed,
+        prepared: Prepared,
+        *,
+        stated: str | None,
+        retry: bool,
+        deadline_s: float | None = None,
+    ) -> LiveCall:
         """The call of a request: a new one, or the live one that it is a retry of. The caller is
-        attached to it until ``leave``. Raises ``ApiError``."""
+        attached to it until ``leave``. ``deadline_s`` is of the program, and counts where that is new.
+        Raises ``ApiError``."""
         if self.unavailable is not None:
             raise self.unavailable
         prepared = self._fitted(prepared)
@@ -150,7 +159,7 @@ class Calls:
             arrived_s=asyncio.get_running_loop().time(),
         )
         self._live[claim.program, digest] = call
-        self.open_program(claim.program)
+        self.open_program(claim.program, deadline_s)
         self._arrive(call, claim.answers)
         call.task = asyncio.create_task(self._run(call), name=f"call {call.name}")
         self._tasks.add(call.task)
@@ -163,10 +172,10 @@ class Calls:
         if call.attached == 0 and not call.ended:
             self._cancel(call, ApiError(499, "the client went away"))
 
-    def open_program(self, program: str) -> None:
+    def open_program(self, program: str, deadline_s: float | None = None) -> None:
         """Tell the core of a program that it does not know yet."""
         if program not in self._programs.open:
-            self._host.post(ev.ProgramOpened(program=program))
+            self._host.post(ev.ProgramOpened(program=program, deadline_s=deadline_s))
 
     def close_program(self, program: str) -> bool:
         """End a program and what it still has running; False if it is not open."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from agentsched.daemon.calls import Calls, LiveCall
 from agentsched.daemon.chat import Answer, Parsed, check_program, error_event, parse
-from agentsched.daemon.errors import ApiError, refused
+from agentsched.daemon.errors import ApiError, bad_field, refused
 from agentsched.daemon.host import Host
 from agentsched.daemon.httplog import one_line
 from agentsched.daemon.identity import Identities
@@ -29,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 PROGRAM_HEADER = "x-agentsched-program"
 CALL_HEADER = "x-agentsched-call"
+DEADLINE_HEADER = "x-agentsched-deadline-s"
 _RETRY_HEADER = "x-stainless-retry-count"  # what the OpenAI clients say of a retry
 _PING = b": waiting\n\n"
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -86,9 +88,10 @@ class Gateway:
         stated = request.headers.get(PROGRAM_HEADER, parsed.program)
         if stated is not None:
             check_program(stated, PROGRAM_HEADER)
+        deadline_s = _deadline_s(request.headers.get(DEADLINE_HEADER))
         prepared = await self._prepare(parsed)
         retry = request.headers.get(_RETRY_HEADER, "0") != "0"
-        call = self._calls.join(parsed, prepared, stated=stated, retry=retry)
+        call = self._calls.join(parsed, prepared, stated=stated, retry=retry, deadline_s=deadline_s)
         if call.attached > 1:
             self._metrics.retry_attached()
         try:
@@ -222,6 +225,20 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
         _log.exception("%s %s failed", request.method, request.path)
         failed = ApiError(500, "internal error of the daemon; its log has more", kind="server_error")
     return _json(failed.body(), status=failed.status, headers=failed.headers())
+
+
+def _deadline_s(stated: str | None) -> float | None:
+    """Within how many seconds the program should end. Raises ``ApiError`` (400)."""
+    if stated is None:
+        return None
+    try:
+        deadline_s = float(stated)
+    except ValueError:
+        deadline_s = math.nan
+    if not 0 < deadline_s < math.inf:
+        problem = f"must be the seconds, above 0, within which the program should end; got {stated!r}"
+        raise bad_field(DEADLINE_HEADER, problem)
+    return deadline_s
 
 
 def _names(call: LiveCall) -> dict[str, str]:

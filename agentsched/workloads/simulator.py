@@ -225,7 +225,14 @@ class Simulation:
     def _begin(self, script: Script, parent: _Running | None) -> None:
         program = _Running(script, parent, self.gaps.place(script, parent.host if parent else ""))
         self._programs[script.program] = program
-        self._post(ev.ProgramOpened(program=script.program, tenant=script.tenant, host=program.host))
+        self._post(
+            ev.ProgramOpened(
+                program=script.program,
+                tenant=script.tenant,
+                deadline_s=script.deadline_s,
+                host=program.host,
+            )
+        )
         self._turn(program)
 
     def _turn(self, program: _Running) -> None:

@@ -26,6 +26,7 @@ class Harness:
     opened: int = 0
     calls: int = 0
     max_calls_a_program: int = 6
+    deadline_s: float | None = None
 
     def __post_init__(self) -> None:
         self.core = Core(make_policy(self.policy), epoch=self.epoch)
@@ -42,7 +43,7 @@ class Harness:
     def open(self) -> str:
         self.opened += 1
         name = f"p{self.opened}"
-        self.post(ev.ProgramOpened(program=name))
+        self.post(ev.ProgramOpened(program=name, deadline_s=self.deadline_s))
         return name
 
     def arrive(self, program: str, prompt_tokens: int = 1_000) -> list[AnyDecision]:

@@ -55,6 +55,21 @@ def test_a_tenant_that_floods_the_line_waits_behind_its_own_programs() -> None:
     assert any(name.startswith("quiet") for name in shop.served[:4])
 
 
+def test_a_tenant_that_comes_late_has_no_credit_for_the_past() -> None:
+    shop = Shop({"early": 1.0, "late": 1.0})
+    for _ in range(30):
+        shop.come("early")
+    for _ in range(15):
+        shop.serve()
+    before = len(shop.served)
+    for _ in range(10):
+        shop.come("late")
+    for _ in range(8):
+        shop.serve()
+    late = sum(name.startswith("late") for name in shop.served[before:])
+    assert 3 <= late <= 5
+
+
 @given(weight=st.sampled_from([1.0, 2.0, 3.0]), order=st.permutations(["a"] * 30 + ["b"] * 30))
 def test_backlogged_tenants_are_served_by_weight_within_a_program(weight: float, order: list[str]) -> None:
     shop = Shop({"a": 1.0, "b": weight})

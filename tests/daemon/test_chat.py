@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
 
+from agentsched.core import log as event_log
+from agentsched.core.events import ProgramOpened
 from tests.daemon.serving import chat, served, until
 
 TOOLS: Any = [{"type": "function", "function": {"name": "bash", "parameters": {"type": "object"}}}]
@@ -249,3 +252,20 @@ async def test_a_body_that_cannot_be_decoded_is_the_clients_fault() -> None:
         error = (await answer.json())["error"]
     assert (answer.status, error["code"]) == (400, "invalid_body")
     assert "gzip" in error["message"]
+
+
+async def test_a_deadline_reaches_the_core_and_garbage_is_refused(tmp_path: Path) -> None:
+    log = tmp_path / "events.jsonl"
+    async with served(log=log) as served_:
+        for garbage in ("soon", "0", "-3", "nan", "inf"):
+            status, answer, _ = await served_.post(
+                "/v1/chat/completions", chat("/say a"), x_agentsched_deadline_s=garbage
+            )
+            assert (status, answer["error"]["param"]) == (400, "x-agentsched-deadline-s")
+        status, _, _ = await served_.post(
+            "/v1/chat/completions", chat("/say a"), x_agentsched_deadline_s="90"
+        )
+        assert status == 200
+    with log.open("rb") as lines:
+        events = [entry.event for entry in event_log.read(lines)[1]]
+    assert [event.deadline_s for event in events if isinstance(event, ProgramOpened)] == [90.0]

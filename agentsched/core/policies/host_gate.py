@@ -66,13 +66,9 @@ class HostGate:
         self._hosts: dict[str, _Host] = {}
         self._now = 0.0
 
-    def line_of(self, program: Program) -> str:
-        """Whose line the program stands in: its host's, or "" where no host limits it."""
-        return program.host if program.host in self._hosts else ""
-
-    def full(self) -> set[str]:
+    def full(self) -> frozenset[str]:
         """Hosts whose first in line was refused since anything changed there."""
-        return {name for name, host in self._hosts.items() if host.full}
+        return frozenset(name for name, host in self._hosts.items() if host.full)
 
     def observe(self, state: State, now: float, event: ev.AnyEvent, subject: Program | None) -> None:
         self._now = now

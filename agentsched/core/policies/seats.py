@@ -29,7 +29,6 @@ from agentsched.core.foresight import Foresight, index_at, leaves_at_s
 from agentsched.core.ledger import Ledger
 from agentsched.core.orders import Orders
 from agentsched.core.policies.host_gate import HostGate
-from agentsched.core.policies.line import Line
 from agentsched.core.policies.overcommit import Overcommit
 from agentsched.core.policies.turns import Turns
 from agentsched.core.state import EngineState, Program, State
@@ -82,7 +81,8 @@ class Seats:
         self._ledgers: dict[str, Ledger] = {}
         self._overcommit: dict[str, Overcommit] = {}
         self.hosts = HostGate(turns.of)
-        self._line = Line()
+        self._anybody = False
+        """Whether anybody waited for a seat after the last review, but for hosts that are full."""
         self._refused: str | None = None
         self._looked_s = 0.0
         self._came: list[Program] = []
@@ -97,7 +97,7 @@ class Seats:
     # What is seen
 
     def observe(self, state: State, now: float, event: ev.AnyEvent, subject: Program | None) -> None:
-        if self._line.waits(self.hosts.full()):
+        if self._anybody:
             self._waited_s += now - self._now
         self._now = now
         while self._leaves and self._leaves[0][0] <= now:
@@ -115,14 +115,10 @@ class Seats:
                 del self._ledgers[event.engine], self._overcommit[event.engine]
                 self._touched.discard(event.engine)
                 self._open.discard(event.engine)
-                self._line_up(state)
                 self._refused = None
-            case ev.HostAttached() | ev.HostLost():
-                self._line_up(state)
             case ev.ProgramClosed() if subject is not None and subject.home in self._ledgers:
                 self._end(subject, subject.home)
             case ev.CallArrived() if subject is not None and subject.seat is None:
-                self._line.push(self.hosts.line_of(subject), self._turns.of(subject), subject.name)
                 if len(subject.calls) == 1:
                     self._came.append(subject)
             case ev.CallArrived() | ev.CallFinished() | ev.CallAborted() | ev.ToolStarted():
@@ -146,14 +142,9 @@ class Seats:
         self._touched.add(engine)
         self._open.add(engine)
 
-    def _line_up(self, state: State) -> None:
-        self._line.clear()
-        for program in state.queue.values():
-            self._line.push(self.hosts.line_of(program), self._turns.of(program), program.name)
-
     def _end(self, program: Program, engine: str) -> None:
         ledger = self._ledgers[engine]
-        if program in ledger and self._line.waits(self.hosts.full()):
+        if program in ledger and self._anybody:
             self._overcommit[engine].ended(ledger.need_tokens / ledger.room_tokens)
         self._drop(program, engine)
 
@@ -174,19 +165,20 @@ class Seats:
             self._pause(
                 state, orders, program, "a tool before it in line was killed and needs its host's memory"
             )
-        if len(self._line) > 2 * len(state.queue) + 64:
-            self._line_up(state)
         if orders.now >= self._looked_s + LOOK_AGAIN_S:
             self._refused, self._looked_s = None, orders.now
             self.hosts.look_again(state)
-        while (first := self._line.first(state, self.hosts.full())) is not None:
-            host, program = first
+        self._anybody = self._seat_all(state, orders)
+
+    def _seat_all(self, state: State, orders: Orders) -> bool:
+        """Whoever can be seated, in turn. Whether anybody still waits."""
+        while (program := self._turns.first(state, orders.now, self.hosts.full())) is not None:
             host_leavers = self.hosts.who_leaves(state, program)
             if host_leavers is None:
                 continue  # its host is full, then
             if not self._seat(state, orders, program, host_leavers):
-                return
-            self._line.pop(host)
+                return True
+        return False
 
     def next_review_s(self, state: State) -> float | None:
         if not state.queue or not self._ledgers:
@@ -233,7 +225,7 @@ class Seats:
                 )
             self._put(program, engine, forecast, state)
             need, room = ledger.need_tokens, ledger.room_tokens
-            self._turns.seated(program)
+            self._turns.seated(program, orders.now)
             orders.admit(program, engine, f"with it programs need {need:,} of {room:,} tokens")
             self.hosts.recount(state, program)
             self._refused = None
@@ -297,6 +289,8 @@ class Seats:
             if share > FULL_SHARE:
                 return False
             if program.calls_done or share <= LITTLE_SHARE or not self._with.peak:
+                return True
+            if self._turns.presses(program, self._now):
                 return True
             return ledger.peak_with(forecast, without) <= bound_tokens
 
