@@ -87,6 +87,6 @@ class Core:
         if program.seat is None:
             return
         key = self.policy.rank.key(self.state, program, orders.now, preempted=preempted)
-        if key is not None and self._ranks.get(program.name) != key.value:
+        if key is not None and self._ranks.get(program.name, 0.0) != key.value:
             self._ranks[program.name] = key.value
             orders.rank(program, program.seat, key.value, key.reason)

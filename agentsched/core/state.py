@@ -227,15 +227,8 @@ class State:
             raise IllegalEvent(f"program {event.program!r} is open already")
         self.programs_seen += 1
         due_s = None if event.deadline_s is None else now + event.deadline_s
-        program = Program(
-            event.program,
-            event.tenant,
-            self.programs_seen,
-            now,
-            event.weight,
-            due_s,
-            host=event.host,
-        )
+        order = self.programs_seen
+        program = Program(event.program, event.tenant, order, now, event.weight, due_s, host=event.host)
         self.programs[event.program] = program
         return program
 

@@ -102,17 +102,8 @@ GARBAGE: dict[str, Callable[[], Learned]] = {
 }
 
 
-CELLS = [
-    pytest.param(
-        garbage,
-        case,
-        marks=pytest.mark.xfail(strict=False, reason="with three programs at once one seed tells 1.06x")
-        if case == "web-few" and garbage in ("dice", "gaps reversed")
-        else (),
-    )
-    for garbage in GARBAGE
-    for case in CASES
-]
+KNOWN = {("gaps reversed", "web-few"): 1.08}
+"""Where it is more than 5 %: few programs, large against the KV, whose gaps are told the wrong way round."""
 
 
 @cache
@@ -144,9 +135,12 @@ def baseline(case: str) -> float:
     return play(case, make_policy("fcfs-lru"))
 
 
-@pytest.mark.parametrize(("garbage", "case"), CELLS)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("garbage", GARBAGE)
 def test_with_garbage_for_forecasts_ours_is_hardly_worse_than_fcfs_lru(garbage: str, case: str) -> None:
-    assert play(case, _policy("agentsched", GARBAGE[garbage]())) <= 1.05 * baseline(case)
+    assert play(case, _policy("agentsched", GARBAGE[garbage]())) <= KNOWN.get(
+        (garbage, case), 1.05
+    ) * baseline(case)
 
 
 @pytest.mark.parametrize("case", ["swe-full", "web-few"])

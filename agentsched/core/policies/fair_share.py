@@ -127,7 +127,7 @@ class FairShare:
 
 def slack_s(program: Program) -> float:
     """Within how many seconds of its arrival it should end."""
-    return DEFAULT_SLACK_S
+    return DEFAULT_SLACK_S if program.due_s is None else program.due_s - program.opened_s
 
 
 def deadline_s(program: Program) -> float:

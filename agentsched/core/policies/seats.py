@@ -39,7 +39,7 @@ LOOK_AGAIN_S = 5.0
 
 MOST_CALLS = 1e6
 
-LITTLE_SHARE = 0.4
+LITTLE_SHARE = 0.3
 """While less than this share of the KV is needed, newcomers are let in whatever is predicted: of new kinds of
 programs little is known, and what is small is cheap to pause."""
 

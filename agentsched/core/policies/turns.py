@@ -148,6 +148,8 @@ class Turns:
         account = self._accounts.get(program.name)
         if account is None or account.place is None:
             return None
+        if not state.queue:
+            return RankKey(0.0, "nobody waits: first come, first served")
         return RankKey(account.place, "by its program's turn")
 
     def _oldest(self, state: State) -> Program | None:
