@@ -43,7 +43,8 @@ class Core:
         self._now = now
         self._numbering.cause += 1
         self.policy.observe(self.state, now, event, subject)
-        orders = Orders(self.state, self._numbering, now)
+        arriving = event.call if isinstance(event, ev.CallArrived) else None
+        orders = Orders(self.state, self._numbering, now, arriving)
         self._follow(orders, event, subject)
         self.policy.admission.review(self.state, orders)
         for program, engine in orders.paused:

@@ -29,7 +29,8 @@ class Admit(Decision, frozen=True, kw_only=True):
 
 
 class Pause(Decision, frozen=True, kw_only=True):
-    """Hold the program's next calls at the gateway. A call already in the engine goes on."""
+    """Hold the program's next calls at the gateway, and one whose arrival led to this. A call already in the
+    engine goes on."""
 
     program: str
 

@@ -28,8 +28,10 @@ class Numbering:
 class Orders:
     """Collects the decisions that follow from one event."""
 
-    def __init__(self, state: State, numbering: Numbering, now: float) -> None:
+    def __init__(self, state: State, numbering: Numbering, now: float, arriving: str | None = None) -> None:
+        """``arriving``: the call whose arrival is the event; hosts hold it until all is decided."""
         self.now = now
+        self._arriving = arriving
         self.decided: list[de.AnyDecision] = []
         self.admitted: list[Program] = []
         self.paused: list[tuple[Program, str]] = []
@@ -56,7 +58,7 @@ class Orders:
         engine = program.seat
         if engine is None:
             raise IllegalEvent(f"program {program.name!r} is paused already")
-        self._state.unseat(program)
+        self._state.unseat(program, self._arriving)
         self.paused.append((program, engine))
         self.decided.append(de.Pause(program=program.name, **self._stamp(reason)))  # type: ignore[arg-type]
 

@@ -99,9 +99,7 @@ class Program:
     context_tokens: int = 0
     began: bool = False  # a call of it has been started
     shared_tokens: int = 0  # of its context, held for others before its first call
-    context_shrank: bool = (
-        False  # its last call was far smaller than those before: a side call, or a new start
-    )
+    context_shrank: bool = False  # its last call was far smaller: a side call, or a new start
     gap_since_s: float | None = None
     gap_is_retry: bool = False  # its last call was aborted, so what it waits for is no tool
     tools: dict[str, str] = field(default_factory=dict)  # asked for or running: tool call -> gap key
@@ -216,18 +214,19 @@ class State:
             if call.phase is Phase.WAITING:
                 call.phase = Phase.SENT
 
-    def unseat(self, program: Program) -> None:
-        """The program is paused: calls in the engine go on, the next ones wait."""
+    def unseat(self, program: Program, arriving: str | None = None) -> None:
+        """The program is paused: calls in the engine go on; one that is arriving, and the next, wait."""
         if program.seat is not None:
             del self.seats[program.seat][program.name]
-        program.seat = None
+            program.seat = None
+        if (call := program.calls.get(arriving or "")) is not None:
+            call.phase, self.queue[program.name] = Phase.WAITING, program
 
     def _open(self, now: float, event: ev.ProgramOpened) -> Program:
         if event.program in self.programs:
             raise IllegalEvent(f"program {event.program!r} is open already")
-        self.programs_seen += 1
+        self.programs_seen = order = self.programs_seen + 1
         due_s = None if event.deadline_s is None else now + event.deadline_s
-        order = self.programs_seen
         program = Program(event.program, event.tenant, order, now, event.weight, due_s, host=event.host)
         self.programs[event.program] = program
         return program

@@ -62,6 +62,24 @@ def test_overflow_pauses_the_shortest_that_is_away_first_and_then_the_shortest_t
     assert paused(tick(harness)) == ["p4"], "it computes; p3 alone may stay, whatever its size"
 
 
+def test_who_comes_back_too_large_is_paused_with_the_call_that_came() -> None:
+    """No host has sent it yet, so it waits, and is let through when the program is resumed."""
+    harness = Harness("thunderagent")
+    small = harness.open()
+    harness.arrive(small, 1_000)
+    harness.run_call(small)
+    large = harness.open()
+    assert admitted(harness.arrive(large, 6_000)) == [large]
+    harness.now += PERIOD_S
+    assert paused(harness.arrive(small, 5_000)) == [small]
+    (call,) = harness.core.state.programs[small].calls.values()
+    assert call.phase is Phase.WAITING
+    harness.run_call(large)
+    harness.post(ev.ProgramClosed(program=large))
+    assert admitted(tick(harness)) == [small]
+    assert call.phase is Phase.SENT
+
+
 def test_returning_programs_are_resumed_before_new_ones_and_the_shortest_first() -> None:
     harness = Harness("thunderagent")
     for tokens in (2_000, 1_000, 900):

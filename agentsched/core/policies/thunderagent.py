@@ -241,6 +241,9 @@ class ProgramGate:
                 return
             orders.pause(program, f"contexts exceed the KV by {over:,} tokens, and it is the shortest")
             self._line.hold(program)
+            for call in program.calls.values():
+                if call.phase is Phase.WAITING:
+                    self._line.wait(call.name, orders.now)
             self._loads.recount(program, orders.now)
 
 
