@@ -7,6 +7,7 @@ import pytest
 from agentsched.core import IllegalEvent
 from agentsched.core import events as ev
 from agentsched.core.decisions import Admit, AnyDecision, Retain
+from agentsched.core.policies.turns import Turns
 from tests.core.harness import CAPACITY, Harness
 
 
@@ -49,12 +50,14 @@ def test_a_retry_after_an_abort_teaches_no_tools_duration() -> None:
 
 
 def test_who_was_refused_is_looked_at_again_when_it_wants_less() -> None:
-    harness = Harness("agentsched")
+    harness = Harness("agentsched-no-tryouts")
     large, small = harness.open(), harness.open()
     harness.arrive(large, CAPACITY - 1_000)
     assert admitted(harness.arrive(small, CAPACITY)) == []
     harness.post(ev.CallAborted(call=f"c{harness.calls}", reason="gone"))
-    harness.core.state.programs[small].calls_done = 1  # it has begun: only what it needs now counts
+    turns = harness.core.policy.rank
+    assert isinstance(turns, Turns)
+    turns._accounts[small].place = 1.0  # as if it had begun: only what it needs now counts
     assert admitted(harness.arrive(small, 100)) == [small]
 
 

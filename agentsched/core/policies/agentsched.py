@@ -58,6 +58,6 @@ def _without(mechanism: str) -> Policy:
 
 ABLATIONS: dict[str, Callable[[], Policy]] = {
     f"agentsched-no-{mechanism}": partial(_without, mechanism)
-    for mechanism in ("peak", "overcommit", "leaving", "relief", "retention", "order")
+    for mechanism in ("peak", "overcommit", "leaving", "relief", "tryouts", "retention", "order")
 }
 """Ours with one mechanism switched off, by name."""

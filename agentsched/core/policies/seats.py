@@ -13,6 +13,7 @@ into the engine's KV times its overcommit (``forecast.predicted_peak``). Around 
   it holds: it has begun, and its KV may still be there.
 * If the contexts outgrow the engine all the same, programs in a gap are paused, least index first,
   before the engine has to throw away KV that somebody needs.
+* A newcomer that finds no seat may begin on trial, in room that is free (``tryouts``).
 * Predictions are means, so peaks seldom meet; how far to trust in that is found online (``overcommit``).
 """
 
@@ -30,6 +31,7 @@ from agentsched.core.ledger import Ledger
 from agentsched.core.orders import Orders
 from agentsched.core.policies.host_gate import HostGate
 from agentsched.core.policies.overcommit import Overcommit
+from agentsched.core.policies.tryouts import MOST_OF_ONE, MOST_SHARE, Tryouts
 from agentsched.core.policies.turns import Turns
 from agentsched.core.state import EngineState, Program, State
 
@@ -53,13 +55,14 @@ class Mechanisms:
 
     ``peak``: newcomers are held against the predicted peak, not against what is needed now.
     ``overcommit``: found online, not 1. ``leaving``: long gaps give up seats. ``relief``: programs in a
-    gap are paused where contexts outgrow the engine.
+    gap are paused where contexts outgrow the engine. ``tryouts``: newcomers without a seat begin on trial.
     """
 
     peak: bool = True
     overcommit: bool = True
     leaving: bool = True
     relief: bool = True
+    tryouts: bool = True
 
 
 class Seats:
@@ -81,6 +84,7 @@ class Seats:
         self._ledgers: dict[str, Ledger] = {}
         self._overcommit: dict[str, Overcommit] = {}
         self.hosts = HostGate(turns.of)
+        self._tryouts = Tryouts()
         self._anybody = False
         """Whether anybody waited for a seat after the last review, but for hosts that are full."""
         self._refused: str | None = None
@@ -112,15 +116,19 @@ class Seats:
             case ev.EngineAttached():
                 self._attach(state.engines[event.engine])
             case ev.EngineLost():
+                for name in self._ledgers[event.engine].programs():
+                    self._tryouts.unseated(state.programs[name])
                 del self._ledgers[event.engine], self._overcommit[event.engine]
                 self._touched.discard(event.engine)
                 self._open.discard(event.engine)
                 self._refused = None
-            case ev.ProgramClosed() if subject is not None and subject.home in self._ledgers:
-                self._end(subject, subject.home)
+            case ev.ProgramClosed() if subject is not None:
+                self._end(subject)
             case ev.CallArrived() if subject is not None and subject.seat is None:
                 if len(subject.calls) == 1:
                     self._came.append(subject)
+                    if not subject.calls_done:
+                        self._tryouts.came(subject)
             case ev.CallArrived() | ev.CallFinished() | ev.CallAborted() | ev.ToolStarted():
                 if subject is not None and subject.seat is not None:
                     self._put(subject, subject.seat, self.forecast(state, subject), state)
@@ -134,6 +142,8 @@ class Seats:
 
     def _put(self, program: Program, engine: str, forecast: Forecast, state: State) -> None:
         ledger, leaves_s = self._ledgers[engine], None
+        if program in self._tryouts:
+            forecast = Forecast(forecast.now_tokens, 0.0, 1.0)  # it is paused before it grows
         if program.gap_since_s is not None:
             curve = self._foresight.gap(state, program)
             leaves_s = program.gap_since_s + leaves_at_s(curve, ledger.price())
@@ -142,7 +152,11 @@ class Seats:
         self._touched.add(engine)
         self._open.add(engine)
 
-    def _end(self, program: Program, engine: str) -> None:
+    def _end(self, program: Program) -> None:
+        self._tryouts.ended(program, self._now)
+        engine = program.home
+        if engine is None or engine not in self._ledgers:
+            return
         ledger = self._ledgers[engine]
         if program in ledger and self._anybody:
             self._overcommit[engine].ended(ledger.need_tokens / ledger.room_tokens)
@@ -161,6 +175,8 @@ class Seats:
             if self._with.relief and ledger.need_tokens > ledger.room_tokens:
                 self._relieve(state, orders, ledger)
         self._touched.clear()
+        for program in self._tryouts.over(state, orders.now):
+            self._pause(state, orders, program, "its trial is over, and it waits for its turn")
         for program in self.hosts.relief(state):
             self._pause(
                 state, orders, program, "a tool before it in line was killed and needs its host's memory"
@@ -169,6 +185,8 @@ class Seats:
             self._refused, self._looked_s = None, orders.now
             self.hosts.look_again(state)
         self._anybody = self._seat_all(state, orders)
+        if self._anybody and self._ledgers and self._with.tryouts:
+            self._try_out(state, orders)
 
     def _seat_all(self, state: State, orders: Orders) -> bool:
         """Whoever can be seated, in turn. Whether anybody still waits."""
@@ -183,8 +201,12 @@ class Seats:
     def next_review_s(self, state: State) -> float | None:
         if not state.queue or not self._ledgers:
             return None
-        again_s = self._looked_s + LOOK_AGAIN_S
-        return min(again_s, self._leaves[0][0]) if self._leaves else again_s
+        times_s = [self._looked_s + LOOK_AGAIN_S]
+        if self._leaves:
+            times_s.append(self._leaves[0][0])
+        if (end_s := self._tryouts.next_end_s(self._now)) is not None:
+            times_s.append(end_s)
+        return min(times_s)
 
     def bound_tokens(self, engine: str) -> float:
         """What the predicted peak of an engine's programs has to stay within, with a new one."""
@@ -223,17 +245,55 @@ class Seats:
                 self._pause(
                     state, orders, leaver, "its gap lasts longer than its seat is worth, and others wait"
                 )
-            self._put(program, engine, forecast, state)
-            need, room = ledger.need_tokens, ledger.room_tokens
             self._turns.seated(program, orders.now)
-            orders.admit(program, engine, f"with it programs need {need:,} of {room:,} tokens")
-            self.hosts.recount(state, program)
+            self._admit(state, orders, program, engine, forecast, on_trial=False)
             self._refused = None
             return True
         return False
 
+    def _try_out(self, state: State, orders: Orders) -> None:
+        """Newcomers that found no seat, as long as there is room that nobody needs."""
+        while (program := self._tryouts.next(state)) is not None:
+            forecast = self.forecast(state, program)
+            engine = self._by_room(program, self._ledgers)[0]
+            ledger = self._ledgers[engine]
+            if forecast.now_tokens > MOST_OF_ONE * ledger.room_tokens or not self._turns.may_try(
+                state, program
+            ):
+                self._tryouts.passed_over(program)
+                continue
+            trials = self._tryouts.on_trial(state, engine)
+            tried_tokens = forecast.now_tokens + sum(ledger.tokens_of(trial) for trial in trials)
+            if (
+                tried_tokens > MOST_SHARE * ledger.room_tokens
+                or ledger.need_with(forecast, set()) > FULL_SHARE * ledger.room_tokens
+                or self.hosts.who_leaves(state, program) != []
+            ):
+                return
+            self._turns.tried(program)
+            self._admit(state, orders, program, engine, forecast, on_trial=True)
+
+    def _admit(
+        self,
+        state: State,
+        orders: Orders,
+        program: Program,
+        engine: str,
+        forecast: Forecast,
+        *,
+        on_trial: bool,
+    ) -> None:
+        self._tryouts.seated(program, orders.now, on_trial=on_trial)
+        self._put(program, engine, forecast, state)
+        ledger = self._ledgers[engine]
+        need, room = ledger.need_tokens, ledger.room_tokens
+        why = "on trial: " if on_trial else ""
+        orders.admit(program, engine, f"{why}with it programs need {need:,} of {room:,} tokens")
+        self.hosts.recount(state, program)
+
     def _pause(self, state: State, orders: Orders, program: Program, reason: str) -> None:
         assert program.seat is not None
+        self._tryouts.unseated(program)
         self._drop(program, program.seat)
         orders.pause(program, reason)
         self.hosts.recount(state, program)
@@ -241,6 +301,7 @@ class Seats:
     def check_invariants(self, state: State) -> None:
         """Raises AssertionError unless ledgers hold exactly who is seated."""
         self.hosts.check_invariants(state)
+        self._tryouts.check_invariants(state)
         for name, ledger in self._ledgers.items():
             ledger.check_invariants()
             assert set(ledger.programs()) == set(state.seats[name]), f"{name}: its seats disagree"
@@ -288,7 +349,7 @@ class Seats:
             share = ledger.need_with(forecast, without) / ledger.room_tokens
             if share > FULL_SHARE:
                 return False
-            if program.calls_done or share <= LITTLE_SHARE or not self._with.peak:
+            if self._turns.was_seated(program) or share <= LITTLE_SHARE or not self._with.peak:
                 return True
             if self._turns.presses(program, self._now):
                 return True
@@ -306,6 +367,9 @@ class Seats:
             return index_at(self._foresight.gap(state, program), orders.now - program.gap_since_s)
 
         engine = ledger.engine
+        for trial in [trial for trial in self._tryouts.on_trial(state, engine.name) if trial.in_gap]:
+            if ledger.need_tokens > ledger.room_tokens:
+                self._pause(state, orders, trial, "on trial, and contexts outgrew the engine")
         away = [p for p in state.seats[engine.name].values() if p.gap_since_s is not None]
         for program in sorted(away, key=lambda p: (index(p), -p.order)):
             over = ledger.need_tokens - ledger.room_tokens
