@@ -85,6 +85,7 @@ docs/simulate.md tells what is simulated and what the figures mean.
 @click.option("--tool-memory-gb", type=float, help="Memory of each of these hosts, GB.  [default: enough]")
 @click.option("--control-delay-ms", type=float, default=0.0, help="Delay of orders and reports.")
 @click.option("--lost-orders", type=float, default=0.0, help="Share of orders that never arrive.")
+@click.option("--told-progress", type=float, default=0.0, help="Share of tools that tell of their progress.")
 @click.option(
     "--chunk-tokens", type=int, default=2048, show_default=True, help="Prefilled at most in a step."
 )

@@ -76,6 +76,15 @@ def index_at(curve: GapCurve, elapsed_s: float) -> float:
     return value * curve[-1][0] / elapsed_s if elapsed_s > curve[-1][0] > 0 else value
 
 
+def told_curve(state: State, key: str, gaps_s: Sequence[float]) -> GapCurve:
+    """The curve of a gap that ends like one of the ascending ``gaps_s``; past the last of them, that of one
+    which has lasted so long."""
+    later = [gap_s for gap_s in gaps_s if gap_s > SOON_S] or [SOON_S]
+    marks = [0.0, *dict.fromkeys(later)]
+    steps = [(mark, gap_index([gap for gap in later if gap > mark], mark)) for mark in marks[:-1]]
+    return (*steps, (later[-1], gap_index(state.gaps.samples_beyond(key, later[-1]), later[-1])))
+
+
 @dataclass(slots=True)
 class _Compiled:
     curve: GapCurve
@@ -106,7 +115,10 @@ class Learned:
         )
 
     def gap(self, state: State, program: Program) -> GapCurve:
+        """By what its running tools tell, if they do, else by what such gaps were."""
         key = program.gap_key
+        if program.gap_since_s is not None and (ends_s := state.told_ends_s(program)):
+            return told_curve(state, key, [end_s - program.gap_since_s for end_s in ends_s])
         known = self._curves.get(key)
         if known is not None and known.uses_left > 0:
             known.uses_left -= 1

@@ -14,31 +14,22 @@ A **program** is *foreground* while it has a ``seat``: the engine that should ho
 *paused*. Seats change by decisions only (``seat``, ``unseat``). Between calls a program is in a gap;
 it may have several calls at once (sub-requests), and is in a gap when it has none.
 
-House rules: nothing outside this file writes these fields; nothing in this file knows a policy.
+House rules: nothing outside this file writes the fields of ``program_state.py``; nothing in this file knows a policy.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
-from enum import Enum, auto
-
 from agentsched.core import events as ev
 from agentsched.core.engine_state import EngineState as EngineState
-from agentsched.graphs.predict import OWN_PEAKS, ContextModel, GapModel, MemoryModel
+from agentsched.core.program_state import Call as Call
+from agentsched.core.program_state import Phase as Phase
+from agentsched.core.program_state import Program as Program
+from agentsched.core.program_state import RunningTool
+from agentsched.graphs.predict import ContextModel, GapModel, MemoryModel, ProgressModel, quarter
 
 
 class IllegalEvent(Exception):
     """The host reported what cannot be: an unknown name, or a step out of order. State is unchanged."""
-
-
-class Phase(Enum):
-    """Where a call is."""
-
-    WAITING = auto()
-    SENT = auto()
-    RUNNING = auto()
-    DECODING = auto()
 
 
 ENDED = None
@@ -60,75 +51,6 @@ TRANSITIONS: dict[tuple[Phase, type[ev.Event]], Phase | None] = {
 }
 
 
-@dataclass(slots=True)
-class Call:
-    """One live call. Times are monotonic seconds."""
-
-    name: str
-    program: str
-    arrived_s: float
-    prompt_tokens: int
-    max_output_tokens: int
-    phase: Phase = Phase.WAITING
-    started_s: float | None = None
-
-
-@dataclass(slots=True)
-class RunningTool:
-    """One tool call that runs: its gap key, and what it is known to have used at its peak."""
-
-    key: str
-    memory_bytes: int = 0
-
-
-@dataclass(slots=True)
-class Program:
-    """One live program. ``order`` numbers programs by arrival; tokens and seconds as named."""
-
-    name: str
-    tenant: str
-    order: int
-    opened_s: float
-    weight: float = 1.0  # its tenant's
-    due_s: float | None = None  # when it should have ended, monotonic seconds
-    seat: str | None = None
-    home: str | None = None  # the engine that last computed it, where its KV may still be
-    calls: dict[str, Call] = field(default_factory=dict)
-    calls_done: int = 0
-    first_prompt_tokens: int = 0
-    context_tokens: int = 0
-    began: bool = False  # a call of it has been started
-    shared_tokens: int = 0  # of its context, held for others before its first call
-    context_shrank: bool = False  # its last call was far smaller: a side call, or a new start
-    gap_since_s: float | None = None
-    gap_is_retry: bool = False  # its last call was aborted, so what it waits for is no tool
-    tools: dict[str, str] = field(default_factory=dict)  # asked for or running: tool call -> gap key
-    gap_key: str = ""  # what the gap is predicted by: the tool, and its command class once known
-    held_tokens: int = 0  # on device, as last reported
-    host: str = ""  # where its tools run
-    running: dict[str, RunningTool] = field(default_factory=dict)  # by tool call; paused or not
-    killed_bytes: int = 0  # what a tool that was killed needs at least, until its answer arrives
-    peaks: deque[int] = field(default_factory=lambda: deque(maxlen=OWN_PEAKS))  # of its last tools, bytes
-
-    @property
-    def foreground(self) -> bool:
-        return self.seat is not None
-
-    @property
-    def waiting(self) -> bool:
-        """Whether it has a call at the gateway that needs a seat."""
-        return any(call.phase is Phase.WAITING for call in self.calls.values())
-
-    @property
-    def in_gap(self) -> bool:
-        return not self.calls
-
-    @property
-    def expected_context_tokens(self) -> int:
-        """Its context at least: what it has, or what its live calls bring."""
-        return max([self.context_tokens, *(call.prompt_tokens for call in self.calls.values())])
-
-
 class State:
     """All of the above plus the learned models. Mutated by ``apply``, ``seat`` and ``unseat``."""
 
@@ -141,6 +63,7 @@ class State:
         self.hosts: dict[str, int] = {}  # attached hosts of tools -> memory for tools, bytes
         self.gaps = GapModel()
         self.memory = MemoryModel()
+        self.progress = ProgressModel()
         self.contexts = ContextModel()
         self.programs_seen = 0
 
@@ -157,7 +80,7 @@ class State:
             case ev.CallStarted() | ev.FirstToken() | ev.CallFinished() | ev.CallAborted():
                 return self._advance(now, event)
             case ev.ToolStarted() | ev.ToolProgressed() | ev.ToolFinished():
-                return self._tool(event)
+                return self._tool(now, event)
             case ev.ProgramClosed():
                 return self._close(event)
             case ev.EngineAttached():
@@ -196,6 +119,20 @@ class State:
             return self.engines[name]
         except KeyError:
             raise IllegalEvent(f"engine {name!r} is not attached") from None
+
+    def told_ends_s(self, program: Program) -> list[float]:
+        """Ascending times that stand for the end of the program's gap, by what its running tools tell;
+        empty unless all of them have told something."""
+        ends_s: list[float] = []
+        for tool in program.running.values():
+            if not tool.told:
+                return []
+            durations_s = self.progress.durations_s(*tool.told[max(tool.told)])
+            if not durations_s:
+                return []
+            own_s = [tool.began_s + duration_s for duration_s in durations_s]
+            ends_s = [max(pair) for pair in zip(ends_s, own_s, strict=True)] if ends_s else own_s
+        return ends_s
 
     def waiting(self) -> list[Program]:
         """Programs with a call at the gateway and no seat, in order of arrival."""
@@ -243,7 +180,8 @@ class State:
             program.killed_bytes = 0
         for tool_call in event.answers:
             program.tools.pop(tool_call, None)
-            program.running.pop(tool_call, None)
+            if (tool := program.running.pop(tool_call, None)) is not None:
+                self.progress.observe(tool.told.values(), now - tool.began_s)
         call = Call(event.call, event.program, now, event.prompt_tokens, event.max_output_tokens)
         if program.foreground:
             call.phase = Phase.SENT
@@ -299,25 +237,28 @@ class State:
         program.tools.update({ref.tool_call: ref.tool for ref in event.tool_calls})
         program.gap_key = event.tool_calls[0].tool if event.tool_calls else ""
 
-    def _tool(self, event: ev.ToolStarted | ev.ToolProgressed | ev.ToolFinished) -> Program:
+    def _tool(self, now: float, event: ev.ToolStarted | ev.ToolProgressed | ev.ToolFinished) -> Program:
         program = self.program(event.program)
         match event:
             case ev.ToolStarted():
                 key = f"{event.tool}:{event.command}" if event.command else event.tool
                 program.tools[event.tool_call] = key
-                program.running[event.tool_call] = RunningTool(key)
+                program.running[event.tool_call] = RunningTool(key, now)
                 if program.in_gap:
                     program.gap_key = key
             case ev.ToolFinished():
                 program.tools.pop(event.tool_call, None)
-                self._learn_peak(program, event)
+                self._learn_tool(now, program, event)
             case ev.ToolProgressed():
                 tool = program.running.get(event.tool_call)
                 if tool is not None:
                     tool.memory_bytes = max(tool.memory_bytes, event.memory_bytes)
+                    if event.done_fraction is not None:
+                        told = (min(1.0, event.done_fraction), now - tool.began_s)
+                        tool.told[quarter(told[0])] = told
         return program
 
-    def _learn_peak(self, program: Program, event: ev.ToolFinished) -> None:
+    def _learn_tool(self, now: float, program: Program, event: ev.ToolFinished) -> None:
         tool = program.running.pop(event.tool_call, None)
         if tool is None:
             return
@@ -328,6 +269,7 @@ class State:
             program.killed_bytes = 2 * peak_bytes if peak_bytes >= expected_bytes else expected_bytes
         else:
             self.memory.observe(tool.key, peak_bytes)
+            self.progress.observe(tool.told.values(), now - tool.began_s)
             program.peaks.append(peak_bytes)
             program.killed_bytes = 0
 

@@ -1,5 +1,6 @@
 """Predictors learned online, for the scheduling core: how long gaps last, how far programs grow, and
-what memory their tools need (``memory``).
+what memory their tools need (``memory``), and when tools end that tell of
+their progress (``progress``).
 
 They take plain values and answer in a bounded number of steps (samples are capped, queries bisect),
 so the core may ask at every event. They are deterministic, and start with stated priors.
@@ -27,6 +28,7 @@ from typing import NamedTuple
 
 from agentsched.graphs.growth import ContextModel
 from agentsched.graphs.memory import OWN_PEAKS, MemoryModel
+from agentsched.graphs.progress import ProgressModel, quarter
 from agentsched.graphs.samples import LARGEST, LONGEST_KEY, Window, amount, keys_of
 
 __all__ = [
@@ -39,6 +41,8 @@ __all__ = [
     "ContextModel",
     "GapModel",
     "MemoryModel",
+    "ProgressModel",
+    "quarter",
 ]
 
 FEW = 3

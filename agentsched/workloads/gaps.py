@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import Random
 
 from agentsched.core import events as ev
 from agentsched.workloads.scripts import Script, Turn
 from agentsched.workloads.tool_host import Happened, HostUsage, ToolHost, ToolStep
+
+TOLD_AT = (0.25, 0.5, 0.75)
+TOLD_LEAST_S = 2.0
+"""Shorter tools are over before anybody asks."""
+
+TOLD_SPREAD = 0.2
+"""Of the logarithm of what is told over what is true."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +41,17 @@ class Gaps:
         hosts: int = 1,
         cores: float | None = None,
         memory_bytes: int | None = None,
+        told_share: float = 0.0,
+        seed: int = 0,
     ) -> None:
         """``at`` has an action done at a time; ``post`` tells the core. ``cores`` and ``memory_bytes`` are
-        those of each host; there are none if both are None."""
+        those of each host; there are none if both are None, and then ``told_share`` of the tools tell of
+        their progress, roughly."""
         limited = cores is not None or memory_bytes is not None
         names = [f"h{number}" for number in range(hosts)] if limited else []
         self.hosts = {name: ToolHost(cores=cores, memory_bytes=memory_bytes) for name in names}
         self._at, self._post = at, post
+        self._told_share, self._random = told_share, Random(seed)
         self._placed = 0
         self._gaps: dict[str, _Gap] = {}
         self._planned: dict[str, float | None] = dict.fromkeys(names)
@@ -82,8 +94,11 @@ class Gaps:
         """The program is away as ``turn`` says; ``over`` is called at the end. It has no other gap then."""
         gap = _Gap(program, turn, tool_call, over)
         if not host:
-            if turn.command:
+            tells = turn.gap_s >= TOLD_LEAST_S and self._random.random() < self._told_share
+            if turn.command or tells:
                 self._started(gap)
+            if tells and tool_call is not None:
+                self._tell(gap, tool_call, now)
             self._at(now + turn.gap_s, over)
             return
         self._gaps[program] = gap
@@ -92,6 +107,17 @@ class Gaps:
             program, gap_s=turn.gap_s, cpu_s=turn.cpu_s, memory_bytes=turn.memory_bytes, now=now
         )
         self._plan(host)
+
+    def _tell(self, gap: _Gap, tool_call: str, now: float) -> None:
+        for true in TOLD_AT:
+            event = ev.ToolProgressed(
+                tool_call=tool_call,
+                program=gap.program,
+                cpu_s=gap.turn.cpu_s * true,
+                memory_bytes=gap.turn.memory_bytes,
+                done_fraction=min(1.0, true * self._random.lognormvariate(0.0, TOLD_SPREAD)),
+            )
+            self._at(now + true * gap.turn.gap_s, lambda event=event: self._post(event))  # type: ignore[misc]
 
     def check_invariants(self) -> None:
         """Raises AssertionError if a host's books disagree."""

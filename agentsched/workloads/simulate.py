@@ -53,7 +53,8 @@ class Options:
     """What is simulated, without the policy. ``kv_tokens`` and ``host_tokens`` are those of one engine;
     ``concurrency`` and ``rate`` of all of them. ``arrivals``: poisson, gamma:CV or day (as is day:CV).
     ``deadline_factor``: every program is to end within so many times what it takes alone. ``tool_cores``
-    and ``tool_memory_gb`` limit each of the ``tool_hosts`` on which tools run."""
+    and ``tool_memory_gb`` limit each of the ``tool_hosts`` on which tools run. ``told_progress``: of all
+    tools, the share that tells of its progress."""
 
     traces: tuple[str, ...]
     kv_tokens: int
@@ -72,6 +73,7 @@ class Options:
     tool_memory_gb: float | None = None
     control_delay_ms: float = 0.0
     lost_orders: float = 0.0
+    told_progress: float = 0.0
     chunk_tokens: int = 2048
     max_running: int = 256
     bounds: bool = False
@@ -101,6 +103,8 @@ class Options:
             raise OptionError(f"--kv-tokens must be at least one block of {BLOCK_TOKENS} tokens")
         if not 0 <= self.lost_orders < 1:
             raise OptionError(f"--lost-orders is a share below 1, got {self.lost_orders}")
+        if not 0 <= self.told_progress <= 1:
+            raise OptionError(f"--told-progress is a share, got {self.told_progress}")
         if not 0 <= self.control_delay_ms < float("inf") or self.host_tokens < 0:
             raise OptionError("--control-delay-ms and --host-tokens must not be negative")
         if self.programs is not None and self.hours is not None:
@@ -206,6 +210,7 @@ def _simulation(
             concurrency=options.concurrency,
             control_delay_s=options.control_delay_ms / 1e3,
             lost_orders=options.lost_orders,
+            told_share=options.told_progress,
             tool_hosts=options.tool_hosts,
             tool_cores=options.tool_cores,
             tool_memory_bytes=None if options.tool_memory_gb is None else int(options.tool_memory_gb * 1e9),

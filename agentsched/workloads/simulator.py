@@ -34,7 +34,8 @@ class Conditions:
     the next begins when one ends); without it programs arrive at their own times (open loop).
     ``control_delay_s`` holds up orders to engines and their reports; ``lost_orders`` is the share of
     orders that never arrive. ``report_every_s`` is the engines' interval of reports. ``tool_cores`` and
-    ``tool_memory_bytes`` limit each of the ``tool_hosts`` on which tools run; None: without limit."""
+    ``tool_memory_bytes`` limit each of the ``tool_hosts`` on which tools run; None: without limit.
+    ``told_share`` of the tools tell of their progress."""
 
     concurrency: int | None = None
     control_delay_s: float = 0.0
@@ -43,6 +44,7 @@ class Conditions:
     tool_hosts: int = 1
     tool_cores: float | None = None
     tool_memory_bytes: int | None = None
+    told_share: float = 0.0
     seed: int = 0
     check: bool = False
 
@@ -103,6 +105,8 @@ class Simulation:
             hosts=self.conditions.tool_hosts,
             cores=self.conditions.tool_cores,
             memory_bytes=self.conditions.tool_memory_bytes,
+            told_share=self.conditions.told_share,
+            seed=self.conditions.seed,
         )
         self._core = core
         self._engines = {engine.name: engine for engine in engines}
@@ -295,12 +299,9 @@ class Simulation:
         program.turn += 1
         program.own_tokens += turn.output_tokens
         last = program.turn == len(script.turns)
-        ref = (
-            ev.ToolCallRef(tool_call=f"{output.call}/tool", tool=turn.tool)
-            if turn.tool and not last
-            else None
-        )
-        program.answers = (ref.tool_call,) if ref else ()
+        asks = bool(turn.tool) and not last
+        refs = (ev.ToolCallRef(tool_call=f"{output.call}/tool", tool=turn.tool),) if asks else ()
+        program.answers = tuple(ref.tool_call for ref in refs)
         self._post(
             ev.CallFinished(
                 call=output.call,
@@ -308,13 +309,13 @@ class Simulation:
                 cached_tokens=output.cached_tokens,
                 output_tokens=output.output_tokens,
                 recomputed_tokens=output.recomputed_tokens,
-                tool_calls=(ref,) if ref else (),
+                tool_calls=refs,
             )
         )
         if last:
             self._end(program)
             return
-        self._away(program, turn, ref.tool_call if ref else None)
+        self._away(program, turn, refs[0].tool_call if refs else None)
 
     def _away(self, program: _Running, turn: Turn, tool_call: str | None) -> None:
         agents = [self._agents[name] for name in turn.agents if name in self._agents]

@@ -129,7 +129,15 @@ class Seats:
                     self._came.append(subject)
                     if not subject.calls_done:
                         self._tryouts.came(subject)
-            case ev.CallArrived() | ev.CallFinished() | ev.CallAborted() | ev.ToolStarted():
+            case ev.ToolProgressed(done_fraction=None):
+                pass
+            case (
+                ev.CallArrived()
+                | ev.CallFinished()
+                | ev.CallAborted()
+                | ev.ToolStarted()
+                | ev.ToolProgressed()
+            ):
                 if subject is not None and subject.seat is not None:
                     self._put(subject, subject.seat, self.forecast(state, subject), state)
             case _:
