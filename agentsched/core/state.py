@@ -14,7 +14,8 @@ A **program** is *foreground* while it has a ``seat``: the engine that should ho
 *paused*. Seats change by decisions only (``seat``, ``unseat``). Between calls a program is in a gap;
 it may have several calls at once (sub-requests), and is in a gap when it has none.
 
-House rules: nothing outside this file writes the fields of ``program_state.py``; nothing in this file knows a policy.
+House rules: nothing outside this file writes the fields of ``program_state.py``; nothing in this file knows a
+policy.
 """
 
 from __future__ import annotations
