@@ -149,6 +149,10 @@ class StandingOrders:
         order = self._rank.get(program)
         return order.key if order else 0.0
 
+    def ranked(self, program: str) -> bool:
+        """Whether the core has given the program a rank."""
+        return program in self._rank
+
     def device_value(self, program: str, token: int, now: float) -> float:
         """What keeping token number ``token`` of the program's context on the device is worth."""
         segment = self._segment(program, token, now)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from agentsched.core.events import Held, StepReport
 from agentsched.engines.contract import Capabilities, GenerateRequest, RequestRefused
-from agentsched.engines.kv import Block, Key, Table
+from agentsched.engines.prefix import Block, Keys, Table
 
 
 def check_request(request: GenerateRequest, limits: Capabilities) -> int:
@@ -36,31 +36,29 @@ def check_request(request: GenerateRequest, limits: Capabilities) -> int:
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """``context`` is the prompt and the output so far; the first ``computed`` of it are in KV.
+    """``context`` is the prompt and the output so far; the first ``computed`` of it are in KV, or on the
+    way there from host memory until ``arrives`` promotions have ended.
 
     ``table`` is None while the call is queued. ``match`` is what was cached of its context when it
-    last tried to start. ``decoding``: all but the newest output token is in KV.
+    last tried to start. ``decoding``: all but the newest output token is in KV. ``overtaken``: how
+    often a later call of equal rank was started before it.
     """
 
     request: GenerateRequest
     arrival: int
     output_limit: int
     context: list[int]
-    keys: list[Key]
+    keys: Keys
     match: list[Block] = field(default_factory=list)
     table: Table | None = None
     computed: int = 0
+    arrives: int = 0
     emitted: int = 0
+    overtaken: int = 0
     decoding: bool = False
     started: bool = False
     cached_tokens: int = 0
     recomputed_tokens: int = 0
-
-    def key(self, index: int, block_tokens: int) -> Key:
-        """The tokens of full block ``index`` of the context."""
-        if index == len(self.keys):
-            self.keys.append(tuple(self.context[index * block_tokens : (index + 1) * block_tokens]))
-        return self.keys[index]
 
     def next_token(self, sampled: int | None) -> int | None:
         """The token to emit; None if the sampled one ends the output."""

@@ -39,7 +39,10 @@ class EngineGone(EngineError):
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine declares. A claim that is true here is tested by the contract suite."""
+    """What an engine declares. A claim that is true here is tested by the contract suite.
+
+    ``host_tokens_per_s``: how fast KV comes up from host memory, where there is a tier of it.
+    """
 
     kind: str
     capacity_tokens: int
@@ -47,6 +50,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     max_context_tokens: int
     vocabulary: int
     host_capacity_tokens: int = 0
+    host_tokens_per_s: float = 0.0
     max_running: int = 64
     ranks: bool = False
     retention: bool = False
@@ -67,13 +71,20 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One call. ``recorded``: tokens to emit in place of sampled ones, at full computing cost;
-    the call ends after the last of them."""
+    the call ends after the last of them.
+
+    ``salt`` names who may share this call's KV: calls find in the cache what calls of the same salt left
+    there, and by their times tell nothing of others. The prompt's first ``shared_prefix_tokens`` are no
+    secret, and are shared with all: a system prompt that every tenant has.
+    """
 
     call: str
     program: str
     prompt: list[int]
     sampling: Sampling
     recorded: list[int] | None = None
+    salt: str = ""
+    shared_prefix_tokens: int = 0
 
 
 class TokensOut(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=True):

@@ -1,7 +1,7 @@
 """The simulated engine: batching and KV for real, computing by a cost model.
 
-Only the executor differs from the embedded engine, so what it queues, evicts, preempts and reports is
-what a real engine does. In the simulator it runs in virtual time; as a process
+Only the executor and the host tier's link differ from the embedded engine, so what it queues, evicts,
+preempts and reports is what a real engine does. In the simulator it runs in virtual time; as a process
 (``python -m agentsched.engines.simulated --fd N``) it sleeps for as long as a step would take.
 """
 
@@ -10,11 +10,13 @@ from __future__ import annotations
 import argparse
 import time
 import zlib
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 from agentsched.engines.batching import BatchingEngine, Row
 from agentsched.engines.cost import CostProfile
+from agentsched.engines.host_tier import Move
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,10 +37,55 @@ class CostModelExecutor:
         return self.profile.seconds(rows), tokens
 
 
+_WAITED_FOR_BLOCKS = 64
+"""So many that an idle engine waits for at once: a block at a time would make a step of each."""
+
+
+class SimulatedLink:
+    """A host tier in virtual time: one link, in order. Demotion costs nothing, for it keeps up with prefill
+    on every profile at a fifth of the link or less."""
+
+    def __init__(self, profile: CostProfile, blocks: int, block_tokens: int) -> None:
+        self.blocks = blocks
+        self.tokens_per_s = profile.host_tokens_per_s
+        self._block_s = block_tokens / profile.host_tokens_per_s
+        self._ends_s: list[float] = []
+        self._ended = 0
+
+    def demote(self, moves: Sequence[Move]) -> None:
+        return None
+
+    def promote(self, moves: Sequence[Move], now: float) -> None:
+        for _ in moves:
+            self._ends_s.append(self._free_s(now) + self._block_s)
+
+    def promoted(self, now: float) -> int:
+        # What a step is told to wait for and what it then reads off the clock may differ by a rounding.
+        ended = bisect_right(self._ends_s, now + 1e-9)
+        del self._ends_s[:ended]
+        self._ended += ended
+        return self._ended
+
+    def make_way(self, blocks: Iterable[int]) -> None:
+        return None
+
+    def load_s(self, blocks: int, now: float) -> float:
+        return self._free_s(now) - now + blocks * self._block_s
+
+    def wait(self, now: float) -> float:
+        if not self._ends_s:
+            return 0.0
+        return max(0.0, self._ends_s[min(_WAITED_FOR_BLOCKS, len(self._ends_s)) - 1] - now)
+
+    def _free_s(self, now: float) -> float:
+        return max(now, self._ends_s[-1]) if self._ends_s else now
+
+
 def simulated(
     profile: CostProfile,
     capacity_tokens: int,
     *,
+    host_tokens: int = 0,
     block_tokens: int = 16,
     max_context_tokens: int | None = None,
     vocabulary: int = 32_768,
@@ -46,8 +93,8 @@ def simulated(
     max_running: int = 64,
     name: str = "simulated",
 ) -> BatchingEngine:
-    """A simulated engine. ``capacity_tokens`` is rounded down to whole blocks; a context may fill all
-    of it unless ``max_context_tokens`` says less."""
+    """A simulated engine. ``capacity_tokens`` and ``host_tokens`` are rounded down to whole blocks; a context
+    may fill all of the capacity unless ``max_context_tokens`` says less."""
     num_blocks = capacity_tokens // block_tokens
     executor = CostModelExecutor(
         profile=profile,
@@ -56,8 +103,14 @@ def simulated(
         vocabulary=vocabulary,
         max_context_tokens=max_context_tokens or num_blocks * block_tokens,
     )
+    host_blocks = host_tokens // block_tokens
     return BatchingEngine(
-        executor, "simulated", chunk_tokens=chunk_tokens, max_running=max_running, name=name
+        executor,
+        "simulated",
+        host_tier=SimulatedLink(profile, host_blocks, block_tokens) if host_blocks else None,
+        chunk_tokens=chunk_tokens,
+        max_running=max_running,
+        name=name,
     )
 
 
@@ -70,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--fd", type=int, required=True, help="the inherited socket to the daemon")
     parser.add_argument("--name", default="simulated", help="the engine's name in reports")
     parser.add_argument("--kv-tokens", type=int, default=450_000, help="KV capacity")
+    parser.add_argument("--host-tokens", type=int, default=0, help="KV kept in host memory; 0: no such tier")
     parser.add_argument("--block-tokens", type=int, default=16)
     parser.add_argument("--max-context-tokens", type=int, default=None, help="all of the KV by default")
     parser.add_argument("--vocabulary", type=int, default=32_768)
@@ -86,6 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     engine = simulated(
         profile.scaled(1 / options.speed),
         options.kv_tokens,
+        host_tokens=options.host_tokens,
         block_tokens=options.block_tokens,
         max_context_tokens=options.max_context_tokens,
         vocabulary=options.vocabulary,

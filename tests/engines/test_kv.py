@@ -10,10 +10,15 @@ from hypothesis import strategies as st
 
 from agentsched.core.decisions import Retain, Segment, Worth
 from agentsched.core.standing import StandingOrders
-from agentsched.engines.kv import HISTORY_PER_BLOCK, OWNERS_REMEMBERED, KvCache, Table, block_keys
+from agentsched.engines.kv import HISTORY_PER_BLOCK, OWNERS_REMEMBERED, KvCache
+from agentsched.engines.prefix import Key, Keys, Table
 
 BLOCK = 4
 INFINITE = float("inf")
+
+
+def block_keys(context: Sequence[int], block_tokens: int, salt: str = "", shared: int = 0) -> list[Key]:
+    return Keys(block_tokens, salt, shared).of(context)
 
 
 def cache(num_blocks: int = 16) -> tuple[KvCache, StandingOrders]:
@@ -132,8 +137,8 @@ def test_what_a_running_call_uses_is_no_victim() -> None:
     ran(kv, "p", context(0, 3), 1.0)
     keys = block_keys(context(0, 2), BLOCK)
     path = kv.match(keys, 2, [])
-    assert kv.available_beside(path) == 14
     kv.pin(path)
+    assert kv.free_blocks + kv.idle_blocks == 14
     assert [block.key[0] for block in kv.victims(9, 2.0, INFINITE)] == [8]
     kv.unpin(path)
     assert len(kv.victims(9, 2.0, INFINITE)) == 3
@@ -145,7 +150,7 @@ def test_a_match_is_brought_up_to_date() -> None:
     ran(kv, "p", context(0, 4), 1.0)
     keys = block_keys(context(0, 4), BLOCK)
     match = kv.match(keys, 4, [])
-    kv.evict(kv.victims(2, 2.0, INFINITE))
+    kv.evict(kv.victims(2, 2.0, INFINITE), 2.0)
     assert len(kv.match(keys, 4, match)) == 2
     ran(kv, "p", context(0, 3), 3.0)
     assert len(kv.match(keys, 4, match)) == 3
@@ -154,7 +159,7 @@ def test_a_match_is_brought_up_to_date() -> None:
 def test_blocks_that_were_held_once_are_known_again() -> None:
     kv, _ = cache()
     ran(kv, "p", context(0, 2), 1.0)
-    kv.evict(kv.victims(1, 2.0, INFINITE))
+    kv.evict(kv.victims(1, 2.0, INFINITE), 2.0)
     first, second = block_keys(context(0, 2), BLOCK)
     table = kv.open("p", [])
     kv.allocate(table, 2)
@@ -167,12 +172,12 @@ def test_the_memory_of_evicted_blocks_is_bounded() -> None:
     kv, _ = cache(num_blocks=1)
     for number in range(HISTORY_PER_BLOCK + 1):
         ran(kv, "p", context(number * BLOCK, 1), 1.0)
-        kv.evict(kv.victims(1, 1.0, INFINITE))
+        kv.evict(kv.victims(1, 1.0, INFINITE), 1.0)
     table = kv.open("p", [])
     kv.allocate(table, 1)
     assert not kv.fill(table, block_keys(context(0, 1), BLOCK)[0])
     kv.release(table, 2.0)
-    kv.evict(kv.victims(1, 1.0, INFINITE))
+    kv.evict(kv.victims(1, 1.0, INFINITE), 1.0)
     table = kv.open("p", [])
     kv.allocate(table, 1)
     assert kv.fill(table, block_keys(context(HISTORY_PER_BLOCK * BLOCK, 1), BLOCK)[0])
@@ -204,7 +209,7 @@ def test_changes_are_told_once() -> None:
     changed, evicted = kv.take_changes()
     assert [(entry.program, entry.device_tokens) for entry in changed] == [("p", 8)]
     assert evicted == 0
-    kv.evict(kv.victims(2, 1.0, INFINITE))
+    kv.evict(kv.victims(2, 1.0, INFINITE), 1.0)
     changed, evicted = kv.take_changes()
     assert [(entry.program, entry.device_tokens) for entry in changed] == [("p", 0)]
     assert evicted == 2
@@ -239,7 +244,7 @@ def test_victims_are_what_evicting_one_at_a_time_gives(
     one_by_one = []
     while victims := alone.victims(1, 99.0, INFINITE):
         one_by_one.append(victims[0].chain)
-        alone.evict(victims)
+        alone.evict(victims, 99.0)
         alone.check_invariants([])
     assert order == one_by_one
     assert alone.free_blocks == 200
