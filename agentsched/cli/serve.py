@@ -38,6 +38,16 @@ belong to; without it, ids of tool calls and the conversation itself tell.
 _DEFAULT_KV_TOKENS = 60_000
 
 
+class Memory(NamedTuple):
+    """Tokens whose KV an engine holds, on its device and in host memory."""
+
+    kv_tokens: int
+    host_tokens: int
+
+    def options(self) -> list[str]:
+        return ["--kv-tokens", str(self.kv_tokens), "--host-tokens", str(self.host_tokens)]
+
+
 class Source(NamedTuple):
     """Where answers come from: the text side, and how to start the engine."""
 
@@ -70,6 +80,15 @@ def _usable_core(ctx: click.Context, param: click.Parameter, core: int | None) -
     default=_DEFAULT_KV_TOKENS,
     show_default=True,
     help="Tokens whose KV the engine can hold.",
+)
+@click.option(
+    "--host-tokens",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Tokens whose KV is kept in host memory when the engine has no room for it, and copied back when its "
+    "program returns: much sooner than computing it again. Four times --kv-tokens is a good start where "
+    "memory allows; 0: KV without room is dropped.",
 )
 @click.option(
     "--scripts",
@@ -117,6 +136,7 @@ def serve(
     engine: str,
     model: Path | None,
     kv_tokens: int,
+    host_tokens: int,
     scripts: Path | None,
     log: Path | None,
     max_hold: float,
@@ -135,7 +155,7 @@ def serve(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    source = _source(engine, model, scripts, kv_tokens, engine_core)
+    source = _source(engine, model, scripts, Memory(kv_tokens, host_tokens), engine_core)
     settings = Settings(
         policy=policy,
         host=host,
@@ -144,9 +164,10 @@ def serve(
         max_hold_s=max_hold,
         idle_close_s=idle_close,
         ping_s=ping,
-        run={"engine": engine, "capacity": kv_tokens},
+        run={"engine": engine, "capacity": kv_tokens, "host_capacity": host_tokens},
     )
-    ready_line = f"(policy {policy}, engine {engine}, {kv_tokens:,} KV tokens)"
+    tier = f" and {host_tokens:,} in host memory" if host_tokens else ""
+    ready_line = f"(policy {policy}, engine {engine}, {kv_tokens:,} KV tokens{tier})"
     try:
         asyncio.run(_serve(source, settings, ready_line, ready_file))
     except EngineGone as error:
@@ -156,23 +177,23 @@ def serve(
 
 
 def _source(
-    engine: str, model: Path | None, scripts: Path | None, kv_tokens: int, core: int | None
+    engine: str, model: Path | None, scripts: Path | None, memory: Memory, core: int | None
 ) -> Source:
     if engine == "embedded":
-        return _embedded(model, scripts, kv_tokens, core)
+        return _embedded(model, scripts, memory, core)
     for option, value in (("--model", model), ("--scripts", scripts)):
         if value is not None:
             raise click.UsageError(f"{option} has no meaning for the simulated engine")
-    return _simulated(kv_tokens, core)
+    return _simulated(memory, core)
 
 
-def _simulated(kv_tokens: int, core: int | None) -> Source:
+def _simulated(memory: Memory, core: int | None) -> Source:
     command = [sys.executable, "-m", "agentsched.engines.simulated"]
-    command += ["--kv-tokens", str(kv_tokens), "--vocabulary", str(VOCABULARY)]
-    return Source(ByteFrontend(kv_tokens), lambda: EngineProcess("simulated", command, cpu_core=core))
+    command += [*memory.options(), "--vocabulary", str(VOCABULARY)]
+    return Source(ByteFrontend(memory.kv_tokens), lambda: EngineProcess("simulated", command, cpu_core=core))
 
 
-def _embedded(model: Path | None, scripts: Path | None, kv_tokens: int, core: int | None) -> Source:
+def _embedded(model: Path | None, scripts: Path | None, memory: Memory, core: int | None) -> Source:
     # Imported here: the simulated engine needs none of what these import.
     from agentsched.engines.embedded.frontend import ChatFrontend, load_scripts
     from agentsched.engines.embedded.preset import ensure_model
@@ -186,7 +207,7 @@ def _embedded(model: Path | None, scripts: Path | None, kv_tokens: int, core: in
     except (OSError, ValueError) as error:
         raise click.ClickException(f"the model or its scripts cannot be used: {error}") from error
     command = [sys.executable, "-m", "agentsched.engines.embedded"]
-    command += ["--model", str(model), "--kv-tokens", str(kv_tokens)]
+    command += ["--model", str(model), *memory.options()]
     return Source(frontend, lambda: EngineProcess("embedded", command, cpu_core=core))
 
 

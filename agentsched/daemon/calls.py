@@ -288,6 +288,7 @@ class Calls:
             prompt=call.prepared.prompt,
             sampling=call.prepared.sampling,
             recorded=call.prepared.recorded,
+            salt=self._programs.open[call.program].tenant,
         )
         decoder = self._frontend.decoder()
         # A recorded answer is emitted as it was recorded, in full.

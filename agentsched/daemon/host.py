@@ -87,6 +87,7 @@ class Host:
                 capacity_tokens=can.capacity_tokens,
                 block_tokens=can.block_tokens,
                 host_capacity_tokens=can.host_capacity_tokens,
+                host_tokens_per_s=can.host_tokens_per_s,
                 max_running=can.max_running,
             )
         )

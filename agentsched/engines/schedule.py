@@ -15,8 +15,8 @@ Who gets room, and at whose expense:
   first). Idle blocks above the price are retained: a new call waits for them. Beyond its own blocks
   a start leaves one block for every running call, or the free floor if that is more; otherwise the
   next decode step would preempt what has just begun.
-* A call whose rank is *better* than that of prefills in progress may **displace** them, worst first, if that
-  makes it start: they go back to the queue, and what they have computed stays as cache.
+* A call of better rank that finds no room **displaces** a prefill that has much more left to compute than
+  the call itself: that one goes back to the queue, and what it has computed stays as cache.
 * **Stuck**: nothing runs and the head of the queue still cannot start. Then the lease worth least is
   broken, and reported, until it can. So retention delays calls, but cannot block an engine.
 * A running call that **grows** may take any idle block, lowest value first, above the price too: what
@@ -45,6 +45,10 @@ from agentsched.engines.promotion import Promotion
 
 AFFINITY_LOOKS_AT = 16
 """Calls from the head of the queue on among which affinity chooses."""
+
+LONGER = 2
+"""A prefill with so many times as much to compute is displaced. With less to gain it is not worth what the
+displaced call may have to compute again."""
 
 OVERTAKEN_AT_MOST = 8
 """As often a head of the queue lets others go first for affinity; so nobody starves."""
@@ -171,7 +175,7 @@ class Schedule:
             path = path[:device]
         fresh = kv.blocks_for(len(call.context)) - device
         kv.pin(path)
-        if not (self._displace(call, fresh, now) and self._clear(fresh, now)):
+        if not self._make_room(call, fresh, now):
             kv.unpin(path)
             return False
         place = self.queue.index(call)
@@ -187,26 +191,35 @@ class Schedule:
         call.arrives = max((block.arrives for block in path), default=0)
         return True
 
-    def _displace(self, call: Call, fresh: int, now: float) -> bool:
-        """Whether the call finds a place and blocks to be had; preempts prefills of worse rank if only that
-        makes it so. What it shares with others is pinned."""
-        fits = self._has_room(fresh, 0, 0)
-        rank = self._rank(call)
-        worse = [other for other in self.running if not other.decoding and self._rank(other) > rank]
-        if not worse:
-            return fits
-        worse.sort(key=self.turn, reverse=True)
-        free, more = self._kv.free_blocks, 0
-        reach = free + len(self._kv.victims(fresh - free, now, self._orders.device_price))
-        for count in range(len(worse) + 1):
-            if reach + more >= fresh and self._has_room(fresh, more, count):
-                for displaced in worse[:count]:
-                    self._preempt(displaced, now)
-                return True
-            more += self._yielded_by(worse[count], now) if count < len(worse) else 0
-        return fits
+    def _make_room(self, call: Call, fresh: int, now: float) -> bool:
+        """Free the blocks that a call needs to start. What it shares with others is pinned."""
+        if self._has_room(fresh) and self._clear(fresh, now):
+            return True
+        for longer in self._longer_prefills(call, fresh):
+            assert longer.table is not None
+            unused = len(longer.table.blocks) - len(longer.table.path)
+            if self._has_room(fresh, unused, 1):
+                self._preempt(longer, now)
+                return self._clear(fresh, now)
+        return False
 
-    def _has_room(self, fresh: int, more_blocks: int, fewer_running: int) -> bool:
+    def _longer_prefills(self, call: Call, fresh: int) -> list[Call]:
+        """Running prefills of worse rank that have much more left to compute, and so enough blocks that
+        they do not use yet; worst first."""
+        rank, least = self._rank(call), LONGER * fresh * self._kv.block_tokens
+        return sorted(
+            (
+                other
+                for other in self.running
+                if not other.decoding
+                and self._rank(other) > rank
+                and len(other.context) - other.computed >= least
+            ),
+            key=self.turn,
+            reverse=True,
+        )
+
+    def _has_room(self, fresh: int, more_blocks: int = 0, fewer_running: int = 0) -> bool:
         running = len(self.running) - fewer_running
         if running >= self._orders.max_running(self._max_running):
             return False
@@ -215,15 +228,6 @@ class Schedule:
     def _headroom(self, running: int) -> int:
         floor = self._kv.blocks_for(self._orders.free_floor_tokens)
         return max(running, floor) if running else 0
-
-    def _yielded_by(self, call: Call, now: float) -> int:
-        """Blocks that a call would leave to others: those of its own, and the tail that yields."""
-        assert call.table is not None
-        path, price = call.table.path, self._orders.device_price
-        tail = takewhile(
-            lambda block: block.references == 1 and self._kv.value(block, now) <= price, reversed(path)
-        )
-        return len(call.table.blocks) - len(path) + sum(1 for _ in tail)
 
     def _clear(self, blocks: int, now: float) -> bool:
         """Evict for a new call until so many blocks are free; breaks leases only when stuck."""

@@ -40,9 +40,11 @@ MIXED = ((4, 1024, 64), (4, 1024, 512), (16, 1024, 256), (8, 4096, 512), (2, 16_
 
 LEAST_CONTEXT_TOKENS = 512
 
+HOST_TOKENS = 32_768
+"""Size of the host tier whose speed is measured."""
+
 _MOST_DECODED_CONTEXT = 65_536
 _PREFILL_BURST, _DECODE_BURST = 3, 8
-_COPY_BYTES = 64 * 2**20
 _TERMS = ("step_s", "prefill_token_s", "decode_row_s", "attention_s", "context_token_s")
 
 
@@ -308,26 +310,13 @@ def residuals(points: Sequence[Point], profile: CostProfile) -> tuple[Residual, 
     return tuple(told)
 
 
-def copied_tokens_per_s(token_bytes: int, *, clock: Callable[[], float] = time.perf_counter) -> float:
-    """How many tokens of KV a copy within memory moves in a second: the fastest of several."""
-    source = bytearray(_COPY_BYTES)
-    target = memoryview(bytearray(_COPY_BYTES))
-    fastest_s = float("inf")
-    for _ in range(8):
-        began_s = clock()
-        target[:] = source
-        fastest_s = min(fastest_s, clock() - began_s)
-    return _COPY_BYTES / token_bytes / fastest_s
-
-
 def fit_embedded(folder: Path, *, model: str, rounds: int, progress: Callable[[str], None]) -> Fit:
     """Fit the embedded engine with the model of ``folder``, on one thread of this process.
 
-    ``model`` names it in the result. The engine has no host tier: KV that moves is costed as a copy within
-    memory. Raises ``ModelError`` if the model cannot be served, and ``ValueError`` if its contexts are too
-    short to tell costs apart.
+    ``model`` names it in the result. Raises ``ModelError`` if the model cannot be served, and ``ValueError``
+    if its contexts are too short to tell costs apart or its KV finds too little memory.
     """
-    from agentsched.engines.embedded.__main__ import load_executor, warm_up
+    from agentsched.engines.embedded.__main__ import load_executor, load_host_tier, warm_up
     from agentsched.engines.embedded.spec import load_spec
 
     import_module("scipy.optimize")  # if it is missing, that is said before the measurement
@@ -339,8 +328,9 @@ def fit_embedded(folder: Path, *, model: str, rounds: int, progress: Callable[[s
     executor = load_executor(folder, KV_TOKENS)
     warm_up(executor)
     points = measure(Bench(executor), rounds=rounds, progress=progress)
-    token_bytes = 2 * spec.layers * spec.kv_heads * spec.head_dim * spec.dtype.itemsize
-    profile = fit_profile(points, host_tokens_per_s=copied_tokens_per_s(token_bytes))
+    tier = load_host_tier(executor, HOST_TOKENS)
+    assert tier is not None, "it has blocks"
+    profile = fit_profile(points, host_tokens_per_s=tier.tokens_per_s)
     return Fit(
         profile=profile,
         engine="embedded",

@@ -22,7 +22,6 @@ from agentsched.workloads.fit import (
     Point,
     ProfileError,
     Shape,
-    copied_tokens_per_s,
     fit_profile,
     load_profile,
     measure,
@@ -132,11 +131,6 @@ def test_noise_is_the_spread_of_the_middle_half() -> None:
     point = Point("p", bursts_s=[1.0, 2.0, 2.1, 2.2, 9.0], shapes=[Shape()] * 5)
     assert point.seconds == 2.1
     assert point.noise == pytest.approx(0.2 / 2.1)
-
-
-def test_copying_is_timed_by_the_fastest() -> None:
-    times = iter([0.0, 3.0, 3.0, 5.0, *(n for k in range(6) for n in (5.0 + 9 * k, 14.0 + 9 * k))])
-    assert copied_tokens_per_s(2**20, clock=lambda: next(times)) == 32.0
 
 
 # Profiles and their files

@@ -12,8 +12,10 @@ import torch
 from agentsched.engines.batching import BatchingEngine, Row
 from agentsched.engines.contract import Sampling
 from agentsched.engines.embedded.executor import TorchExecutor
+from agentsched.engines.embedded.memory import check_memory, token_bytes
 from agentsched.engines.embedded.model import Llama
 from agentsched.engines.embedded.spec import ModelError, load_spec
+from agentsched.engines.embedded.transfer import HostMemory
 from agentsched.engines.embedded.weights import load_tensors
 from agentsched.engines.process import host
 
@@ -36,9 +38,24 @@ def load_executor(
     if block_tokens < 1:
         raise ValueError(f"block_tokens must be >= 1, got {block_tokens}")
     spec = load_spec(folder)
+    need_bytes = kv_tokens * token_bytes(spec, dtype or spec.dtype)
+    check_memory(need_bytes, f"KV of {kv_tokens:,} tokens", "ask for fewer (--kv-tokens)")
     model = Llama(spec, load_tensors(folder, spec), dtype or spec.dtype)
     num_blocks = kv_tokens // block_tokens
     return TorchExecutor(model, num_blocks=num_blocks, block_tokens=block_tokens, threads=threads)
+
+
+def load_host_tier(executor: TorchExecutor, host_tokens: int) -> HostMemory | None:
+    """A host tier of so many tokens for the executor, rounded down to whole blocks; None for none.
+
+    Raises ``ValueError`` where there is no memory for it.
+    """
+    blocks = host_tokens // executor.block_tokens
+    if blocks < 1:
+        return None
+    need_bytes = blocks * executor.block_tokens * token_bytes(executor.spec, executor.dtype)
+    check_memory(need_bytes, f"a host tier of {host_tokens:,} tokens", "ask for fewer (--host-tokens)")
+    return HostMemory(executor.pools, blocks=blocks, block_tokens=executor.block_tokens)
 
 
 def warm_up(executor: TorchExecutor) -> None:
@@ -54,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--fd", type=int, required=True, help="the inherited socket to the daemon")
     parser.add_argument("--model", type=Path, required=True, help="folder with config.json")
     parser.add_argument("--kv-tokens", type=int, required=True, help="KV capacity")
+    parser.add_argument("--host-tokens", type=int, default=0, help="KV kept in host memory; 0: no such tier")
     parser.add_argument("--block-tokens", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1, help="threads that compute")
     parser.add_argument("--chunk-tokens", type=int, default=512, help="prefill tokens in a step")
@@ -72,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         engine = BatchingEngine(
             executor,
             KIND,
+            host_tier=load_host_tier(executor, options.host_tokens),
             chunk_tokens=options.chunk_tokens,
             max_running=options.max_running,
             name=options.name,

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agentsched.engines.batching import Row
+from agentsched.engines.batching import NotFinite, Row
 from agentsched.engines.contract import Sampling
 from agentsched.engines.embedded.attention import Piece, attend
 from agentsched.engines.embedded.model import Llama
+from agentsched.engines.embedded.spec import ModelSpec
 
 # More runs than this are gathered: a further piece costs a kernel call and a merge a layer.
 _MAX_RUNS = 4
@@ -96,10 +97,18 @@ class TorchExecutor:
         self._model = model
         shape = (num_blocks * block_tokens, model.spec.kv_heads, model.spec.head_dim)
         # One tensor a layer, written at once so that a step pays no page faults.
-        self._pools = [
+        self.pools = [
             (torch.zeros(shape, dtype=model.dtype), torch.zeros(shape, dtype=model.dtype))
             for _ in range(model.spec.layers)
         ]
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._model.spec
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._model.dtype
 
     @property
     def vocabulary(self) -> int:
@@ -112,8 +121,13 @@ class TorchExecutor:
     def run(self, rows: Sequence[Row]) -> tuple[float, list[int | None]]:
         """One step; see ``agentsched.engines.batching.Executor``. Seconds are wall time."""
         began = time.perf_counter()
-        with torch.inference_mode():
-            sampled = self._run(rows)
+        try:
+            with torch.inference_mode():
+                sampled = self._run(rows)
+        except RuntimeError as error:
+            if _short_of_memory(error):
+                raise MemoryError(f"too little memory for a step of these rows: {error}") from error
+            raise
         return time.perf_counter() - began, sampled
 
     def _run(self, rows: Sequence[Row]) -> list[int | None]:
@@ -122,7 +136,10 @@ class TorchExecutor:
         logits = self.logits(rows)
         # One infinite or undefined score makes the sum so too: cheaper than asking each of them.
         if not math.isfinite(logits.sum()):
-            raise FloatingPointError("the model's logits are not finite")
+            sampled = [place for place, row in enumerate(rows) if row.sampling is not None]
+            raise NotFinite(
+                [sampled[n] for n, sum_ in enumerate(logits.sum(1).tolist()) if not math.isfinite(sum_)]
+            )
         choices = iter(zip(logits, logits.argmax(dim=-1).tolist(), strict=True))
         return [
             None if row.sampling is None else _sample(*next(choices), row.sampling, row.step) for row in rows
@@ -134,7 +151,7 @@ class TorchExecutor:
         batch = _Batch(rows, self.block_tokens)
 
         def attend_rows(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = self._pools[layer]
+            keys, values = self.pools[layer]
             keys.index_copy_(0, batch.slots, k)
             values.index_copy_(0, batch.slots, v)
             parts = []
@@ -147,6 +164,11 @@ class TorchExecutor:
         hidden = self._model.forward(batch.tokens, batch.positions, attend_rows)
         last = [end - 1 for row, (_, end) in zip(rows, batch.bounds, strict=True) if row.sampling is not None]
         return self._model.logits(hidden[last])
+
+
+def _short_of_memory(error: RuntimeError) -> bool:
+    # On the CPU torch has no class of its own for it.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _sample(scores: Tensor, best: int, sampling: Sampling, step: int) -> int:
