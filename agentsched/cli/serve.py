@@ -86,9 +86,9 @@ def _usable_core(ctx: click.Context, param: click.Parameter, core: int | None) -
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Tokens whose KV is kept in host memory when the engine has no room for it, and copied back when its "
-    "program returns: much sooner than computing it again. Four times --kv-tokens is a good start where "
-    "memory allows; 0: KV without room is dropped.",
+    help="Tokens whose KV is kept in host memory once the engine has no room for it, and copied back when "
+    "its program returns: much sooner than it is computed again. Four times --kv-tokens is a good start if "
+    "memory allows. 0: KV without room is dropped.",
 )
 @click.option(
     "--scripts",

@@ -209,7 +209,9 @@ class BatchingEngine:
             seconds, sampled = self._executor.run(rows)
         except Exception as error:  # whatever breaks in a model must not end the other calls
             failed = _at_fault(error, rows)
-            _log.exception("a batch of %d rows failed; aborted: %d of its calls", len(rows), len(failed))
+            _log.error(
+                "a batch of %d rows failed; aborted: %d of its calls", len(rows), len(failed), exc_info=error
+            )
             self._fail([batch[place][0] for place in failed], now, error, outputs)
             return 0.0, outputs
         self.tally.step_s += seconds

@@ -7,7 +7,7 @@ import pytest
 from agentsched.core.decisions import EngineTerms, Prefetch, Rank
 from agentsched.core.events import CallAborted, CallFinished
 from agentsched.engines.contract import RequestRefused
-from tests.engines.bench import Bench, prompt
+from tests.engines.bench import Bench, failing, prompt
 
 
 def test_decoding_rows_go_first_and_prefill_shares_one_chunk() -> None:
@@ -133,10 +133,10 @@ def test_a_failed_batch_aborts_its_calls_and_nothing_else(caplog: pytest.LogCapt
     bench.submit("a", prompt(1, 4), output=3)
     bench.submit("b", prompt(2, 8))
     bench.step()
-    bench.executor.broken = True
+    bench.executor.fault = failing
     bench.submit("waits", prompt(3, 4))
     bench.step()
-    bench.executor.broken = False
+    bench.executor.fault = None
     aborted = [item for item in bench.outputs if isinstance(item, CallAborted)]
     assert [item.call for item in aborted] == ["a", "b"]
     assert "logits are not finite" in aborted[0].reason

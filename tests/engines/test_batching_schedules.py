@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from agentsched.core.decisions import EngineTerms, Rank, Release
 from agentsched.core.events import CallAborted, CallFinished
-from tests.engines.bench import BLOCK, Bench, prompt
+from tests.engines.bench import BLOCK, Bench, failing, prompt
 
 PROGRAMS = st.integers(0, 3).map("p{}".format)
 ACTIONS = st.one_of(
@@ -50,7 +50,7 @@ def act(bench: Bench, action: tuple[Any, ...], submitted: list[str]) -> None:
                 free_floor_tokens=floor,
             )
         case ("break", broken):
-            bench.executor.broken = broken
+            bench.executor.fault = failing if broken else None
         case _:
             raise AssertionError(action)
 
@@ -65,7 +65,7 @@ def test_every_call_ends_once_and_nothing_leaks(actions: list[tuple[Any, ...]], 
         act(bench, action, submitted)
         bench.engine.check_invariants()
         reports.append(bench.report())
-    bench.executor.broken = False
+    bench.executor.fault = None
     bench.drain()
     ends = [item.call for item in bench.outputs if isinstance(item, CallFinished | CallAborted)]
     assert sorted(ends) == sorted(submitted)
