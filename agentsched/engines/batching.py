@@ -245,9 +245,9 @@ class BatchingEngine:
         kv, prefill = self._kv, not call.decoding
         call.computed += count
         for index in range(len(call.table.path), call.computed // kv.block_tokens):
-            held_before = kv.fill(call.table, call.keys.of(call.context)[index])
+            let_go = kv.fill(call.table, call.keys.of(call.context)[index])
             call.arrives = max(call.arrives, call.table.path[-1].arrives)
-            if held_before and prefill:
+            if prefill and (let_go or index < call.found):
                 call.recomputed_tokens += kv.block_tokens
                 self.tally.recomputed_tokens += kv.block_tokens
         if prefill:

@@ -40,8 +40,9 @@ class Call:
     way there from host memory until ``arrives`` promotions have ended.
 
     ``table`` is None while the call is queued. ``match`` is what was cached of its context when it
-    last tried to start. ``decoding``: all but the newest output token is in KV. ``overtaken``: how
-    often a later call of equal rank was started before it.
+    last tried to start, and ``found`` how many blocks that were when it did start; of these it may
+    compute again what lay in host memory. ``decoding``: all but the newest output token is in KV.
+    ``overtaken``: how often a later call of equal rank was started before it.
     """
 
     request: GenerateRequest
@@ -52,6 +53,7 @@ class Call:
     match: list[Block] = field(default_factory=list)
     table: Table | None = None
     computed: int = 0
+    found: int = 0
     arrives: int = 0
     emitted: int = 0
     overtaken: int = 0

@@ -64,6 +64,8 @@ class InProcessEngine:
         self._check_alive()
         self._pace.ordered(orders)
         self._engine.order(orders, self._clock())
+        if self._engine.has_work:  # KV may have to come up from host memory
+            self._wake.set()
 
     def reports(self) -> AsyncIterator[StepReport]:
         return self._reports.read()

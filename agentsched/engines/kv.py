@@ -191,10 +191,10 @@ class KvCache:
             self._return(table, place, place + 1)
             table.blocks.insert(place, known.index)
             return False
-        held_before = known is not None
+        let_go = False
         if known is None:
             known = parent.children[key] = Block(NOWHERE, key, parent, place * self.block_tokens)
-            held_before = known.chain in self._let_go
+            let_go = known.chain in self._let_go
             self._let_go.pop(known.chain, None)
         self._reference(known)
         self._enter_device(known, table.blocks[place])
@@ -204,7 +204,7 @@ class KvCache:
         self._own(known, table.program)
         self._holdings.count(table.program, device=-1)
         table.path.append(known)
-        return held_before
+        return let_go
 
     def release(self, table: Table, now: float) -> None:
         """The call ended or was preempted: its full blocks stay as cache, the others become free."""

@@ -170,8 +170,8 @@ class Schedule:
         """Give a queued call its blocks, if there is room; the module says by what right."""
         kv = self._kv
         path = self._match(call)
-        device = kv.on_device(path)
-        if len(path) > device and not self._promotion.pays(len(path) - device, now):
+        device, found = kv.on_device(path), len(path)
+        if found > device and not self._promotion.pays(found - device, now):
             path = path[:device]
         fresh = kv.blocks_for(len(call.context)) - device
         kv.pin(path)
@@ -188,6 +188,7 @@ class Schedule:
         call.table, call.match = kv.open(call.request.program, path), []
         kv.allocate(call.table, fresh - (len(path) - device))
         call.computed = len(path) * kv.block_tokens
+        call.found = found
         call.arrives = max((block.arrives for block in path), default=0)
         return True
 

@@ -14,15 +14,14 @@ from agentsched.engines.contract import GenerateRequest, RequestRefused, Samplin
 class StepwiseEngine:
     """Any ``StepEngine`` behind the analytic engine's interface. Pieces become tokens drawn by key."""
 
-    host_tokens = 0
-    host_tokens_per_s = 0.0
-
     def __init__(self, engine: StepEngine, name: str = "e0") -> None:
         self.name = name
         self.next_s: float | None = None
         self.capacity_tokens = engine.capabilities.capacity_tokens
         self.block_tokens = engine.capabilities.block_tokens
         self.max_running = engine.capabilities.max_running
+        self.host_tokens = engine.capabilities.host_capacity_tokens
+        self.host_tokens_per_s = engine.capabilities.host_tokens_per_s
         self._engine = engine
         self._streams: dict[str, tuple[Random, list[int]]] = {}
         self._stepped: list[Output] = []
@@ -57,6 +56,8 @@ class StepwiseEngine:
 
     def order(self, order: EngineOrder, now: float) -> None:
         self._engine.order([order], now)
+        if self.next_s is None and self._engine.has_work:
+            self.next_s = now
 
     def forget(self, program: str) -> None:
         return None

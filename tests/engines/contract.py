@@ -30,7 +30,7 @@ def cached_at_most(prompt: list[int]) -> int:
 
 
 @pytest.mark.asyncio(loop_scope="class")
-class EngineContract:
+class OneEngine:
     """Derive, and make an engine of ``CAPACITY_TOKENS`` in blocks of ``BLOCK_TOKENS``."""
 
     @staticmethod
@@ -53,6 +53,10 @@ class EngineContract:
         yield lab
         await lab.close()
 
+
+class EngineContract(OneEngine):
+    """What every engine must do, without a host tier."""
+
     async def test_declares_its_limits(self, engine: Engine) -> None:
         limits = engine.capabilities
         assert limits.capacity_tokens == CAPACITY_TOKENS
@@ -63,6 +67,7 @@ class EngineContract:
         assert limits.retention
         assert limits.tail_eviction
         assert limits.recorded_outputs
+        assert limits.host_tier is (limits.host_capacity_tokens > 0)
 
     # Calls
 
@@ -157,6 +162,21 @@ class EngineContract:
         await lab.until(lambda reports: held_of(reports, first) == blocks(4))
         await lab.cached(prompt, second)
         await lab.until(lambda reports: held_of(reports, second) == blocks(4))
+
+    async def test_tenants_do_not_see_each_others_kv(self, lab: Lab) -> None:
+        prompt = lab.tokens(blocks(6))
+        assert await lab.cached(prompt, salt="red") == 0
+        assert await lab.cached(prompt, salt="blue") == 0
+        assert await lab.cached(prompt) == 0
+        assert await lab.cached(prompt, salt="red") == cached_at_most(prompt)
+
+    async def test_tenants_share_a_prefix_that_is_declared_shared(self, lab: Lab) -> None:
+        prompt = lab.tokens(blocks(6))
+        await lab.cached(prompt, salt="red", shared=blocks(3) + 5)
+        assert await lab.cached(prompt, salt="blue", shared=blocks(3) + 5) == blocks(3)
+        assert await lab.cached(prompt, salt="blue", shared=blocks(2)) == blocks(2)
+        assert await lab.cached(prompt) == blocks(3)
+        assert await lab.cached(prompt, salt="red") == 0, "nothing is shared with a call that does not say so"
 
     async def test_counts_tokens_computed_again(self, lab: Lab) -> None:
         prompt = lab.tokens(blocks(10))

@@ -9,12 +9,22 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
-from agentsched.core.decisions import EngineOrder, EngineTerms, Rank, Release, Retain, Segment, Worth
+from agentsched.core.decisions import (
+    EngineOrder,
+    EngineTerms,
+    Prefetch,
+    Rank,
+    Release,
+    Retain,
+    Segment,
+    Worth,
+)
 from agentsched.core.events import CallFinished, CallStarted, FirstToken, StepReport
 from agentsched.engines.contract import Engine, GenerateRequest, Sampling, TokensOut
 from agentsched.engines.streams import CallItem
 
 CAPACITY_TOKENS = 1024
+HOST_TOKENS = 2048
 BLOCK_TOKENS = 16
 PATIENCE_S = 60.0
 FOREVER = float("inf")
@@ -114,6 +124,8 @@ class Lab:
         call: str | None = None,
         stop_tokens: tuple[int, ...] = (),
         temperature: float = 0.0,
+        salt: str = "",
+        shared: int = 0,
     ) -> Run:
         request = GenerateRequest(
             call=call or self.name("call"),
@@ -121,12 +133,14 @@ class Lab:
             prompt=prompt,
             sampling=Sampling(max_output_tokens=output, stop_tokens=stop_tokens, temperature=temperature),
             recorded=recorded,
+            salt=salt,
+            shared_prefix_tokens=shared,
         )
         return Run(request.call, self.engine.generate(request), self.journal)
 
-    async def cached(self, prompt: list[int], program: str | None = None) -> int:
+    async def cached(self, prompt: list[int], program: str | None = None, **more: Any) -> int:
         """How much of the prompt a call finds in the cache (which it then is in)."""
-        return (await self.call(prompt, program=program).finished()).cached_tokens
+        return (await self.call(prompt, program=program, **more).finished()).cached_tokens
 
     async def fill(self, tokens: int) -> None:
         """Run a call that takes so many tokens of KV."""
@@ -167,19 +181,36 @@ class Lab:
     def release(self, program: str) -> Release:
         return Release(program=program, **self._head(None))
 
+    def prefetch(self, program: str, by_s: float = FOREVER) -> Prefetch:
+        return Prefetch(program=program, by_s=by_s, **self._head(None))
+
     def retain(
-        self, program: str, tokens: int, value: float = 1.0, *, lease: float = FOREVER, seq: int | None = None
+        self,
+        program: str,
+        tokens: int,
+        value: float = 1.0,
+        *,
+        host: float = 0.0,
+        lease: float = FOREVER,
+        seq: int | None = None,
     ) -> Retain:
-        """Make the first ``tokens`` of the program's context worth ``value``, the rest nothing."""
+        """Make the first ``tokens`` of the program's context worth ``value`` on the device and ``host`` in
+        host memory, the rest nothing."""
         worth = (Worth(until_s=FOREVER, value=value),)
-        segment = Segment(start_tokens=0, end_tokens=tokens, device=worth)
+        hosted = (Worth(until_s=FOREVER, value=host),)
+        segment = Segment(start_tokens=0, end_tokens=tokens, device=worth, host=hosted)
         return Retain(program=program, segments=(segment,), lease_until_s=lease, **self._head(seq))
 
 
 def held_of(reports: Sequence[StepReport], program: str) -> int:
     """Tokens on the device that the program holds by these reports."""
-    held = 0
+    return both_held_of(reports, program)[0]
+
+
+def both_held_of(reports: Sequence[StepReport], program: str) -> tuple[int, int]:
+    """The same, and tokens in host memory."""
+    held = nothing = (0, 0)
     for report in reports:
-        told = {entry.program: entry.device_tokens for entry in report.held}
-        held = told.get(program, 0 if report.snapshot else held)
+        told = {entry.program: (entry.device_tokens, entry.host_tokens) for entry in report.held}
+        held = told.get(program, nothing if report.snapshot else held)
     return held

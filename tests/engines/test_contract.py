@@ -15,31 +15,69 @@ from agentsched.engines.inprocess import InProcessEngine
 from agentsched.engines.process import EngineProcess
 from agentsched.engines.simulated import simulated
 from tests.engines.contract import EngineContract
-from tests.engines.lab import BLOCK_TOKENS, CAPACITY_TOKENS
+from tests.engines.contract_host_tier import HostTierContract
+from tests.engines.lab import BLOCK_TOKENS, CAPACITY_TOKENS, HOST_TOKENS
 
 SIZES = ["--kv-tokens", str(CAPACITY_TOKENS), "--block-tokens", str(BLOCK_TOKENS)]
+
+
+HOST_TIER = ["--host-tokens", str(HOST_TOKENS)]
+NEEDS_TORCH = pytest.mark.skipif(find_spec("torch") is None, reason="the embedded engine needs torch")
+
+
+def simulated_in_process(host_tokens: int = 0) -> Engine:
+    return InProcessEngine(
+        simulated(CostProfile(), CAPACITY_TOKENS, host_tokens=host_tokens, block_tokens=BLOCK_TOKENS)
+    )
+
+
+def simulated_process(*more: str) -> Engine:
+    command = [sys.executable, "-m", "agentsched.engines.simulated", *SIZES, "--speed", "2", *more]
+    return EngineProcess("simulated", command)
+
+
+def embedded_process(folder: Path, *more: str) -> Engine:
+    from agentsched.engines.embedded.preset import PRESETS
+
+    # Random weights; no tokenizer, for the engine speaks tokens.
+    (folder / "config.json").write_text(json.dumps(PRESETS["tiny"]))
+    command = [sys.executable, "-m", "agentsched.engines.embedded", "--model", str(folder), *SIZES, *more]
+    return EngineProcess("embedded", command)
 
 
 class TestSimulatedInProcess(EngineContract):
     @staticmethod
     def make(folder: Path) -> Engine:
-        return InProcessEngine(simulated(CostProfile(), CAPACITY_TOKENS, block_tokens=BLOCK_TOKENS))
+        return simulated_in_process()
 
 
 class TestSimulatedProcess(EngineContract):
     @staticmethod
     def make(folder: Path) -> Engine:
-        command = [sys.executable, "-m", "agentsched.engines.simulated", *SIZES, "--speed", "2"]
-        return EngineProcess("simulated", command)
+        return simulated_process()
 
 
-@pytest.mark.skipif(find_spec("torch") is None, reason="the embedded engine needs torch")
+@NEEDS_TORCH
 class TestEmbeddedProcess(EngineContract):
     @staticmethod
     def make(folder: Path) -> Engine:
-        from agentsched.engines.embedded.preset import PRESETS
+        return embedded_process(folder)
 
-        # Random weights; no tokenizer, for the engine speaks tokens.
-        (folder / "config.json").write_text(json.dumps(PRESETS["tiny"]))
-        command = [sys.executable, "-m", "agentsched.engines.embedded", "--model", str(folder), *SIZES]
-        return EngineProcess("embedded", command)
+
+class TestSimulatedInProcessHostTier(HostTierContract):
+    @staticmethod
+    def make(folder: Path) -> Engine:
+        return simulated_in_process(HOST_TOKENS)
+
+
+class TestSimulatedProcessHostTier(HostTierContract):
+    @staticmethod
+    def make(folder: Path) -> Engine:
+        return simulated_process(*HOST_TIER)
+
+
+@NEEDS_TORCH
+class TestEmbeddedProcessHostTier(HostTierContract):
+    @staticmethod
+    def make(folder: Path) -> Engine:
+        return embedded_process(folder, *HOST_TIER)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agentsched.core.decisions import EngineTerms, Rank
 from agentsched.core.events import CallAborted
-from agentsched.engines.batching import NotFinite
+from agentsched.engines.batching import NotFinite, Row
 from agentsched.engines.schedule import LONGER, OVERTAKEN_AT_MOST
 from tests.engines.bench import BLOCK, Bench, answer, prompt
 
@@ -151,8 +153,8 @@ def test_too_little_memory_ends_the_largest_rows_until_the_rest_can_be_computed(
     bench.submit("middle", prompt(2, 20))
     bench.submit("large", prompt(3, 40))
 
-    def fault(rows: object) -> None:
-        if sum(len(row.tokens) for row in rows) > 8:  # type: ignore[attr-defined]
+    def fault(rows: Sequence[Row]) -> None:
+        if sum(len(row.tokens) for row in rows) > 8:
             raise MemoryError("too little memory for this step")
 
     bench.executor.fault = fault
