@@ -5,10 +5,10 @@ happens. So times are those of the step-by-step engine; what is simplified is st
 
 * a context's blocks enter the prefix tree when its prefill ends, not one by one;
 * decoding rows are given the blocks of a run at its end;
-* while a call waits for room, the engine looks for it every ``RETRY_S``, not at every step.
+* while a call waits for room, the engine looks for it every ``RETRY_S``, not at every step;
+* there is no prefetch, for no policy orders it, and no affinity where ranks tie.
 
-A host tier of KV is modelled here only: what is found in it is moved by one link, in order, before the
-call's prefill goes on.
+What is found in host memory is moved by one link, in order, before the call's prefill goes on.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from agentsched.engines.calls import Tally
 from agentsched.engines.cost import CostProfile, pairs
 from agentsched.engines.runs import Call, Run
 from agentsched.engines.runs_kv import Path, Pieces, RunCache
+from agentsched.engines.schedule import LONGER
 
 RETRY_S = 0.25
 
@@ -187,6 +188,7 @@ class AnalyticEngine:
             head = self._queue[0] if admitting and self._queue else None
             if head and (not waiting or self._turn(head) < self._turn(waiting[-1])):
                 admitting = self._start(head, now)
+                waiting = [call for call in waiting if call.path is not None]
                 if not admitting or head.ready_s > now:
                     continue
                 call = head
@@ -201,18 +203,14 @@ class AnalyticEngine:
 
     def _start(self, call: Call, now: float) -> bool:
         kv = self.kv
-        if len(self._running) >= self._orders.max_running(self.max_running):
-            return False
         path = self._path(call)
         full = (call.context_tokens - 1) // kv.block_tokens
         device, host, once = kv.match(path, full)
+        if host and not self._load_pays(device, host, now):
+            host = 0
         fresh = kv.blocks_for(call.context_tokens) - device
-        floor = kv.blocks_for(self._orders.free_floor_tokens)
-        headroom = max(len(self._running), floor) if self._running else 0
-        if kv.free_blocks + kv.idle_blocks - kv.idle_on(path) < fresh + headroom:
-            return False
         kv.pin(path)
-        if not self._clear(fresh, now):
+        if not self._make_room(call, fresh, now):
             kv.unpin(path)
             return False
         self._queue.pop(0)
@@ -232,6 +230,32 @@ class AnalyticEngine:
             call.started, call.cached_tokens = True, call.computed
             self._outputs.append(CallStarted(call=call.name, cached_tokens=call.computed))
         return True
+
+    def _load_pays(self, device: int, host: int, now: float) -> bool:
+        size = self.kv.block_tokens
+        load_s = max(0.0, self._link_free_s - now) + host * size / self.profile.host_tokens_per_s
+        recompute_s = self.profile.prefill_s(device * size, host * size)
+        return load_s < recompute_s * (1 + len(self._running))
+
+    def _make_room(self, call: Call, fresh: int, now: float) -> bool:
+        """As in ``schedule.py``."""
+        if self._has_room(fresh) and self._clear(fresh, now):
+            return True
+        rank, least = self._orders.rank(call.program), LONGER * fresh * self.kv.block_tokens
+        for other in sorted(self._running, key=self._turn, reverse=True):
+            longer = not other.decoding and other.context_tokens - other.computed >= least
+            if longer and self._orders.rank(other.program) > rank and self._has_room(fresh, other.private, 1):
+                self._preempt(other, now)
+                return self._clear(fresh, now)
+        return False
+
+    def _has_room(self, fresh: int, more_blocks: int = 0, fewer_running: int = 0) -> bool:
+        kv, running = self.kv, len(self._running) - fewer_running
+        if running >= self._orders.max_running(self.max_running):
+            return False
+        floor = kv.blocks_for(self._orders.free_floor_tokens)
+        headroom = max(running, floor) if running else 0
+        return kv.free_blocks + kv.idle_blocks + more_blocks >= fresh + headroom
 
     def _clear(self, blocks: int, now: float) -> bool:
         """Evict for a new call until so many blocks are free; breaks leases only when stuck."""

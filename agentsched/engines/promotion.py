@@ -2,8 +2,9 @@
 
 A call that starts finds a prefix of its context on the device and the next part in host memory. That part
 comes up as a whole or is computed again as a whole: a token costs as much to bring up wherever it stands,
-and more to compute the later it stands, so a mixture is never the cheapest. Most often bringing up
-wins by far; it loses where the link is busy with much else, or the model is very small.
+and more to compute the later it stands, so a mixture is never the cheapest. What is compared is delay:
+bringing up holds up the call itself, computing again holds up all calls that run as well. Most often
+bringing up wins by far; it loses where the link is busy with much else, or the model is very small.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ class Promotion:
         if prefilled_tokens >= LEAST_PREFILL_TOKENS:
             self._prefill_token_s.append(seconds / prefilled_tokens)
 
-    def pays(self, blocks: int, now: float) -> bool:
-        """Whether so many blocks come up sooner than they are computed again; yes until that is known."""
+    def pays(self, blocks: int, running: int, now: float) -> bool:
+        """Whether so many blocks had better come up than be computed again; yes until that is known."""
         if self._tier is None or not self._prefill_token_s:
             return True
         recompute_s = blocks * self._kv.block_tokens * min(self._prefill_token_s)
-        return self._tier.load_s(blocks, now) < recompute_s
+        return self._tier.load_s(blocks, now) < recompute_s * (1 + running)
 
     def carry_out(self, now: float) -> None:
         """Begin the moves that the cache has decided."""

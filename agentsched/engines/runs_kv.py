@@ -129,10 +129,6 @@ class RunCache:
         device = min(device, limit)
         return device, min(host, limit - device), min(once, limit)
 
-    def idle_on(self, path: Path) -> int:
-        """Idle blocks that using the path would pin."""
-        return sum(node.held for node in path.nodes if not node.references)
-
     # Running calls
 
     def pin(self, path: Path) -> None:

@@ -171,7 +171,7 @@ class Schedule:
         kv = self._kv
         path = self._match(call)
         device, found = kv.on_device(path), len(path)
-        if found > device and not self._promotion.pays(found - device, now):
+        if found > device and not self._promotion.pays(found - device, len(self.running), now):
             path = path[:device]
         fresh = kv.blocks_for(len(call.context)) - device
         kv.pin(path)

@@ -90,6 +90,42 @@ async def test_losing_the_engine_twice_is_503() -> None:
         assert int(headers["Retry-After"]) >= 1
 
 
+async def test_programs_resume_on_the_next_engine_and_fill_its_cache_again() -> None:
+    async with served(make_engine=process) as served_:
+        first = pid(served_)
+
+        async def agent(name: str) -> list[int]:
+            """Four calls of a growing conversation; the cached tokens of each."""
+            messages: list[dict[str, str]] = [{"role": "user", "content": f"{name}: no meaning " * 20}]
+            cached: list[int] = []
+            while len(cached) < 4:
+                status, body, _ = await served_.post(
+                    "/v1/chat/completions",
+                    {"model": "simulated", "messages": messages, "max_tokens": 20},
+                    x_agentsched_program=name,
+                )
+                assert status == 200, body
+                cached.append(body["usage"]["prompt_tokens_details"]["cached_tokens"])
+                answer = body["choices"][0]["message"]["content"]
+                messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": "more"}]
+            return cached
+
+        agents = [asyncio.create_task(agent(f"p{number}")) for number in range(4)]
+
+        async def second_calls() -> bool:
+            programs = await served_.programs()
+            return len(programs) == 4 and await served_.metric("agentsched_calls_live", phase="decoding") > 1
+
+        await until(second_calls, "all programs run")
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        async with asyncio.timeout(DEADLINE_S):
+            told = await asyncio.gather(*agents)
+        assert pid(served_) not in {first, None}
+        assert all(cached[-1] > 300 for cached in told), "the next engine's cache is used"
+        assert set(await served_.programs()) == {"p0", "p1", "p2", "p3"}, "they are the programs they were"
+
+
 async def test_no_engine_process_is_left_behind() -> None:
     async with served(make_engine=process) as served_:
         engine = pid(served_)
