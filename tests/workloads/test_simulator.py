@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from statistics import mean
 
 import pytest
@@ -23,12 +24,14 @@ PROFILE = CostProfile(
 )
 
 
-def analytic(kv_tokens: int) -> SimulatedEngine:
-    return AnalyticEngine(PROFILE, kv_tokens, chunk_tokens=512, max_running=64)
+def analytic(kv_tokens: int, host_tokens: int = 0) -> SimulatedEngine:
+    return AnalyticEngine(PROFILE, kv_tokens, host_tokens=host_tokens, chunk_tokens=512, max_running=64)
 
 
-def stepwise(kv_tokens: int) -> SimulatedEngine:
-    return StepwiseEngine(simulated(PROFILE, kv_tokens, name="e0", chunk_tokens=512, max_running=64))
+def stepwise(kv_tokens: int, host_tokens: int = 0) -> SimulatedEngine:
+    return StepwiseEngine(
+        simulated(PROFILE, kv_tokens, host_tokens=host_tokens, name="e0", chunk_tokens=512, max_running=64)
+    )
 
 
 def run(
@@ -93,13 +96,23 @@ def test_without_eviction_the_analytic_engine_is_the_stepwise_one_to_the_microse
 
 
 @pytest.mark.parametrize(
-    ("policy", "kv_tokens"),
-    [("fcfs-lru", 2_500), ("fcfs-lru", 8_000), ("continuum", 4_000), ("agentsched", 4_000)],
+    ("policy", "kv_tokens", "host_tokens"),
+    [
+        ("fcfs-lru", 2_500, 0),
+        ("fcfs-lru", 8_000, 0),
+        ("continuum", 4_000, 0),
+        ("agentsched", 4_000, 0),
+        ("fcfs-lru", 4_000, 4_000),
+        ("fcfs-lru", 4_000, 16_000),
+    ],
 )
 def test_under_pressure_the_analytic_engine_tells_what_the_stepwise_one_does(
-    policy: str, kv_tokens: int
+    policy: str, kv_tokens: int, host_tokens: int
 ) -> None:
     """Ties of eviction fall differently, so programs differ; means and recomputation hardly do."""
-    fast, real = (run(policy, kv_tokens=kv_tokens, engine=kind, programs=12) for kind in (analytic, stepwise))
+    fast, real = (
+        run(policy, kv_tokens=kv_tokens, engine=partial(kind, host_tokens=host_tokens), programs=12)
+        for kind in (analytic, stepwise)
+    )
     assert mean(completion_times_s(fast)) == pytest.approx(mean(completion_times_s(real)), rel=0.05)
     assert recomputed_tokens(fast) == pytest.approx(recomputed_tokens(real), rel=0.15)
