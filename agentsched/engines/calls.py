@@ -22,6 +22,11 @@ def check_request(request: GenerateRequest, limits: Capabilities) -> int:
     for name, tokens in (("prompt", prompt), ("recorded", recorded)):
         if tokens and not (min(tokens) >= 0 and max(tokens) < limits.vocabulary):
             raise RequestRefused(f"{name} has a token outside the vocabulary [0, {limits.vocabulary})")
+    if not 0 <= request.shared_prefix_tokens <= len(prompt):
+        raise RequestRefused(
+            f"shared_prefix_tokens must be from 0 to the prompt's {len(prompt)} tokens, "
+            f"got {request.shared_prefix_tokens}"
+        )
     output = len(recorded) if recorded is not None else request.sampling.max_output_tokens
     if output < 1:
         raise RequestRefused(f"max_output_tokens must be >= 1, got {output}")

@@ -249,11 +249,12 @@ class Schedule:
     # Ahead of calls
 
     def prefetch(self, now: float) -> None:
-        """Carry open prefetch orders out as far as there is room. One that finds too little is tried
-        again until its time."""
+        """Carry open prefetch orders out, the most urgent first, as far as there is room. One that finds
+        too little is tried again until its time, and those behind it wait."""
         for order in self._orders.prefetches():
-            if self._bring(order, now) or now >= order.by_s:
-                self._orders.prefetched(order.program)
+            if not self._bring(order, now) and now < order.by_s:
+                return
+            self._orders.prefetched(order.program)
 
     def _bring(self, order: Prefetch, now: float) -> bool:
         """Whether all that is in host memory is on its way."""

@@ -95,6 +95,8 @@ def simulated(
 ) -> BatchingEngine:
     """A simulated engine. ``capacity_tokens`` and ``host_tokens`` are rounded down to whole blocks; a context
     may fill all of the capacity unless ``max_context_tokens`` says less."""
+    if host_tokens < 0:
+        raise ValueError(f"host_tokens must be >= 0, got {host_tokens}")
     num_blocks = capacity_tokens // block_tokens
     executor = CostModelExecutor(
         profile=profile,

@@ -116,6 +116,8 @@ class EngineContract(OneEngine):
             ("long", "context"),
             ("no output", "max_output_tokens"),
             ("empty recording", "recorded"),
+            ("shared beyond the prompt", "shared_prefix_tokens"),
+            ("shared below nothing", "shared_prefix_tokens"),
             ("twice", "in use"),
         ],
     )
@@ -131,6 +133,10 @@ class EngineContract(OneEngine):
                 bad = lab.call(lab.tokens(CAPACITY_TOKENS), output=CAPACITY_TOKENS)
             case "no output":
                 bad = lab.call(good, output=0)
+            case "shared beyond the prompt":
+                bad = lab.call(good, salt="red", shared=9)
+            case "shared below nothing":
+                bad = lab.call(good, salt="red", shared=-1)
             case "empty recording":
                 bad = lab.call(good, recorded=[])
             case _:

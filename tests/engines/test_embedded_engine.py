@@ -14,7 +14,7 @@ import torch
 from transformers import LlamaConfig
 
 from agentsched.core.decisions import Retain, Segment, Worth
-from agentsched.core.events import CallFinished, FirstToken
+from agentsched.core.events import CallAborted, CallFinished, FirstToken
 from agentsched.engines.batching import BatchingEngine
 from agentsched.engines.contract import EngineGone, GenerateRequest, Sampling, TokensOut
 from agentsched.engines.embedded.executor import TorchExecutor
@@ -145,6 +145,23 @@ def test_retained_kv_is_reused_and_correct_after_others_needed_room() -> None:
     tokens, finished = drain(engine, 1e6)
     assert finished["keep/1"].cached_tokens == (len(keep) + len(answer) - 1) // BLOCK * BLOCK
     assert tokens["keep/1"] == alone(longer)
+
+
+def test_a_row_that_is_not_finite_ends_its_own_call_and_no_other() -> None:
+    engine, (bad, good) = engine_of(64), random_prompts(2, seed=11)
+    submit(engine, "bad", bad, 0.0)
+    submit(engine, "good", [1, *good], 0.0)
+    outputs = [output for now in (0.0, 1.0, 2.0) for output in engine.step(now)[1]]
+    # The KV of its first tokens; a call that ran alone would have been given these slots first.
+    pools = engine._executor.pools  # type: ignore[attr-defined]
+    pools[0][1][:BLOCK] = float("nan")
+    while engine.has_work:
+        outputs += engine.step(3.0)[1]
+    [aborted] = [output for output in outputs if isinstance(output, CallAborted)]
+    assert aborted.call == "bad"
+    assert "not finite" in aborted.reason
+    said = [t for o in outputs if isinstance(o, TokensOut) and o.call == "good" for t in o.tokens]
+    assert said == alone([1, *good])
 
 
 # Recorded answers, and the engine as a process

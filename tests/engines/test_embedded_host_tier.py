@@ -127,6 +127,8 @@ def test_memory_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_
     executor = load_executor(folder, 1024)
     with pytest.raises(ValueError, match="--host-tokens"):
         load_host_tier(executor, 1 << 44)
+    with pytest.raises(ValueError, match="host_tokens must be >= 0"):
+        load_host_tier(executor, -1)
     assert load_host_tier(executor, 15) is None
     monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "absent")
     memory.check_memory(1 << 60, "all there is", "nothing can be done")

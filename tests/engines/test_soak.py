@@ -103,7 +103,7 @@ class Soak:
         call = f"c{self.submitted}"
         self.submitted += 1
         program.call, program.prompts[call] = call, list(program.context)
-        program.shared = self.random.choice([0, 8, 11])
+        program.shared = min(len(program.context), self.random.choice([0, 8, 11]))
         self.by_call[call] = program
         output = self.random.randrange(1, 13)
         self.bench.submit(

@@ -48,8 +48,10 @@ def load_executor(
 def load_host_tier(executor: TorchExecutor, host_tokens: int) -> HostMemory | None:
     """A host tier of so many tokens for the executor, rounded down to whole blocks; None for none.
 
-    Raises ``ValueError`` where there is no memory for it.
+    Raises ``ValueError`` for a negative number, and where there is no memory for so many.
     """
+    if host_tokens < 0:
+        raise ValueError(f"host_tokens must be >= 0, got {host_tokens}")
     blocks = host_tokens // executor.block_tokens
     if blocks < 1:
         return None
