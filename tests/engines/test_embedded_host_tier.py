@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -17,7 +19,7 @@ from agentsched.engines.contract import GenerateRequest, Sampling, TokensOut
 from agentsched.engines.embedded import memory, transfer
 from agentsched.engines.embedded.__main__ import load_executor, load_host_tier
 from agentsched.engines.embedded.executor import TorchExecutor
-from agentsched.engines.embedded.preset import ensure_model
+from agentsched.engines.embedded.preset import PRESETS
 from agentsched.engines.embedded.transfer import HostMemory
 from agentsched.engines.host_tier import Move
 from tests.engines.test_embedded_engine import MODEL, VOCABULARY, alone
@@ -118,13 +120,13 @@ def test_a_step_copies_no_more_than_its_share(monkeypatch: pytest.MonkeyPatch) -
     assert [tier.promoted(0.0), tier.promoted(0.0)] == [2, 3]
 
 
-def test_memory_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_memory_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"host memory for .* tokens of KV takes .* ask for less"):
         HostMemory(pools_of(torch.float32), blocks=1 << 44, block_tokens=BLOCK)
-    folder = ensure_model(tmp_path, progress=lambda line: None, preset="tiny")
+    (tmp_path / "config.json").write_text(json.dumps(PRESETS["tiny"]))
     with pytest.raises(ValueError, match=r"takes .* GB, and .* GB are available: .*--kv-tokens"):
-        load_executor(folder, 1 << 44)
-    executor = load_executor(folder, 1024)
+        load_executor(tmp_path, 1 << 44)
+    executor = load_executor(tmp_path, 1024)
     with pytest.raises(ValueError, match="--host-tokens"):
         load_host_tier(executor, 1 << 44)
     with pytest.raises(ValueError, match="host_tokens must be >= 0"):
