@@ -220,7 +220,7 @@ async def test_a_process_replays_a_recorded_agent_from_its_own_kv(folder: Path) 
 
 async def test_a_model_that_cannot_be_served_ends_the_process_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(EngineGone, match="model_type must be 'llama'"):
+    with pytest.raises(EngineGone, match="model_type 'gpt2' is not served"):
         await process_of(tmp_path, "--kv-tokens", "4096").start()
 
 

@@ -13,12 +13,12 @@ from agentsched.engines.batching import BatchingEngine, Row
 from agentsched.engines.contract import Sampling
 from agentsched.engines.embedded.executor import TorchExecutor
 from agentsched.engines.embedded.model import Llama
-from agentsched.engines.embedded.spec import ModelError, load_spec
+from agentsched.engines.embedded.spec import DTYPES, ModelError, load_spec
 from agentsched.engines.embedded.weights import load_tensors
 from agentsched.engines.process import host
 
 KIND = "embedded"
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
 
 def load_executor(
