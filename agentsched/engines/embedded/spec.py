@@ -35,9 +35,9 @@ class ModelSpec:
     """A Llama-shaped decoder in numbers. ``heads`` are query heads, ``inner`` is the MLP's width.
 
     ``qkv_bias``, ``output_bias`` and ``mlp_bias`` say which linear layers have one; ``qk_norm`` that
-    queries and keys are normed a head at a time before they are rotated. ``rope_frequencies`` are radians a position, one for each pair of dimensions of a head; cosines
-    and sines are multiplied by ``rope_scale``. ``weight_std`` and ``seed`` make random weights;
-    without a seed there must be real ones.
+    queries and keys are normed a head at a time before they are rotated. ``rope_frequencies`` are
+    radians a position, one for each pair of dimensions of a head; cosines and sines are multiplied by
+    ``rope_scale``. ``weight_std`` and ``seed`` make random weights; without a seed there must be real ones.
     """
 
     vocabulary: int

@@ -70,9 +70,9 @@ def load_tensors(folder: Path, spec: ModelSpec) -> dict[str, Tensor]:
     Raises ``ModelError`` naming the file, or the first tensor that is missing or does not fit.
     """
     files = _tensor_files(folder)
-    if not files and spec.seed is None:
-        raise ModelError(f"{folder}: no *.safetensors (for random weights, set {SEED_KEY} in {CONFIG})")
     if not files:
+        if spec.seed is None:
+            raise ModelError(f"{folder}: no *.safetensors (for random weights, set {SEED_KEY} in {CONFIG})")
         return random_tensors(spec, spec.seed)
     tensors: dict[str, Tensor] = {}
     for path in files:
