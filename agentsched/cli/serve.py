@@ -174,15 +174,17 @@ def _simulated(kv_tokens: int, core: int | None) -> Source:
 
 def _embedded(model: Path | None, scripts: Path | None, kv_tokens: int, core: int | None) -> Source:
     # Imported here: the simulated engine needs none of what these import.
-    from agentsched.engines.embedded.frontend import ChatFrontend, load_scripts
+    from agentsched.engines.embedded.frontend import ChatFrontend
     from agentsched.engines.embedded.preset import ensure_model
+    from agentsched.engines.embedded.recorded import load_scripts
 
     try:
+        name = "demo" if model is None else model.resolve().name
         if model is None:
             cache = platformdirs.user_cache_path("agentsched") / "models"
             model = ensure_model(cache, progress=lambda text: click.echo(f"agentsched: {text}", err=True))
         recorded = load_scripts(scripts) if scripts else {}
-        frontend = ChatFrontend(model, scripts=recorded)
+        frontend = ChatFrontend(model, name=name, scripts=recorded)
     except (OSError, ValueError) as error:
         raise click.ClickException(f"the model or its scripts cannot be used: {error}") from error
     command = [sys.executable, "-m", "agentsched.engines.embedded"]

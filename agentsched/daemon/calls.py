@@ -289,7 +289,7 @@ class Calls:
             sampling=call.prepared.sampling,
             recorded=call.prepared.recorded,
         )
-        decoder = self._frontend.decoder()
+        decoder = self._frontend.decoder(call.prepared)
         # A recorded answer is emitted as it was recorded, in full.
         stops = StopStrings(() if request.recorded is not None else call.parsed.stop)
         try:

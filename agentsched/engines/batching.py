@@ -33,8 +33,6 @@ from __future__ import annotations
 import logging
 from bisect import insort
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 from agentsched.core.decisions import EngineOrder, Prefetch
 from agentsched.core.events import CallAborted, CallFinished, CallStarted, FirstToken, StepReport
@@ -45,57 +43,12 @@ from agentsched.engines.contract import (
     EngineOutput,
     GenerateRequest,
     RequestRefused,
-    Sampling,
     TokensOut,
 )
+from agentsched.engines.execution import Executor, Row, RowFailed, ScoredToken
 from agentsched.engines.kv import KvCache, block_keys
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One sequence's share of a step.
-
-    ``tokens`` are computed in this step (a chunk of prefill, or the one token of a decode);
-    ``start`` is the position of the first of them, so positions ``[0, start)`` are in KV already.
-    ``blocks`` covers at least ``start + len(tokens)`` positions; it belongs to the engine and holds
-    for this step only: a block may be swapped for an equal one that another call filled first.
-    ``sampling`` is None where no logits are needed after the row; ``step`` counts the call's output
-    tokens before this one.
-    """
-
-    call: str
-    tokens: Sequence[int]
-    start: int
-    blocks: Sequence[int]
-    sampling: Sampling | None
-    step: int
-
-
-class Executor(Protocol):
-    """What computes the rows: a model on a device, or a cost model."""
-
-    @property
-    def num_blocks(self) -> int: ...
-
-    @property
-    def block_tokens(self) -> int: ...
-
-    @property
-    def vocabulary(self) -> int: ...
-
-    @property
-    def max_context_tokens(self) -> int: ...
-
-    def run(self, rows: Sequence[Row]) -> tuple[float, list[int | None]]:
-        """Write the rows' KV into their blocks and sample a token after each row with ``sampling``.
-
-        Rows never share a block that is written in this step, and none reads what another writes.
-        Returns the seconds taken and one token, or None, a row. Raises ``FloatingPointError`` if a
-        row's logits are not finite: the calls of this batch are then aborted, the engine goes on.
-        """
-        ...
 
 
 class BatchingEngine:
@@ -110,6 +63,8 @@ class BatchingEngine:
         chunk_tokens: int = 512,
         max_running: int = 64,
         recorded_outputs: bool = True,
+        logprobs: bool = False,
+        grammars: bool = False,
         name: str = "engine",
     ) -> None:
         if chunk_tokens < 1 or max_running < 1:
@@ -125,6 +80,8 @@ class BatchingEngine:
             retention=True,
             tail_eviction=True,
             recorded_outputs=recorded_outputs,
+            logprobs=logprobs,
+            grammars=grammars,
         )
         self._name = name
         self._chunk_tokens = chunk_tokens
@@ -199,11 +156,16 @@ class BatchingEngine:
             seconds, sampled = self._executor.run(rows)
         except Exception as error:  # whatever breaks in a model must not end the other calls
             _log.exception("a batch of %d rows failed; its calls are aborted", len(rows))
-            self._fail([call for call, _ in batch], now, error, outputs)
+            reason = f"the batch failed in the engine: {type(error).__name__}: {error}"
+            for call, _ in batch:
+                self._fail(call, now, reason, outputs)
             return 0.0, outputs
         self._tally.step_s += seconds
-        for (call, count), token in zip(batch, sampled, strict=True):
-            self._advance(call, count, token, now + seconds, outputs)
+        for (call, count), result in zip(batch, sampled, strict=True):
+            if isinstance(result, RowFailed):
+                self._fail(call, now + seconds, result.reason, outputs)
+            else:
+                self._advance(call, count, result, now + seconds, outputs)
         return seconds, outputs
 
     def _row(self, call: Call, count: int) -> Row:
@@ -216,6 +178,7 @@ class BatchingEngine:
             blocks=call.table.blocks,
             sampling=call.request.sampling if end == len(call.context) else None,
             step=call.emitted,
+            context=call.context,
         )
 
     def _form_batch(self, now: float, outputs: list[EngineOutput]) -> list[tuple[Call, int]]:
@@ -316,7 +279,12 @@ class BatchingEngine:
     # What comes of it
 
     def _advance(
-        self, call: Call, count: int, sampled: int | None, then: float, outputs: list[EngineOutput]
+        self,
+        call: Call,
+        count: int,
+        sampled: int | ScoredToken | None,
+        then: float,
+        outputs: list[EngineOutput],
     ) -> None:
         assert call.table is not None
         kv, prefill = self._kv, not call.decoding
@@ -329,10 +297,14 @@ class BatchingEngine:
         if prefill:
             self._tally.prefilled_tokens += count
         if call.computed == len(call.context):
-            self._emit(call, call.next_token(sampled), then, outputs)
+            self._emit(call, sampled, then, outputs)
 
-    def _emit(self, call: Call, token: int | None, then: float, outputs: list[EngineOutput]) -> None:
+    def _emit(
+        self, call: Call, sampled: int | ScoredToken | None, then: float, outputs: list[EngineOutput]
+    ) -> None:
         name = call.request.call
+        logprobs = [sampled.logprobs] if isinstance(sampled, ScoredToken) else None
+        token = call.next_token(sampled.token if isinstance(sampled, ScoredToken) else sampled)
         if token is not None:
             call.context.append(token)
             call.emitted += 1
@@ -340,7 +312,7 @@ class BatchingEngine:
             self._tally.decoded_tokens += 1
             if call.emitted == 1:
                 outputs.append(FirstToken(call=name))
-            outputs.append(TokensOut(call=name, tokens=[token]))
+            outputs.append(TokensOut(call=name, tokens=[token], logprobs=logprobs))
         if token is None or call.emitted == call.output_limit:
             self._leave(call, then)
             outputs.append(
@@ -362,14 +334,12 @@ class BatchingEngine:
         self._running.remove(call)
         del self._calls[call.request.call]
 
-    def _fail(self, calls: list[Call], now: float, error: Exception, outputs: list[EngineOutput]) -> None:
-        """What a failed batch read or wrote may be spoilt (NaN spreads), so it is no cache either."""
-        for call in calls:
-            assert call.table is not None
-            self._kv.discard(call.table, now)
-            self._forget(call)
-            reason = f"the batch failed in the engine: {type(error).__name__}: {error}"
-            outputs.append(CallAborted(call=call.request.call, reason=reason))
+    def _fail(self, call: Call, now: float, reason: str, outputs: list[EngineOutput]) -> None:
+        """What a failed call read or wrote may be spoilt (NaN spreads), so it is no cache either."""
+        assert call.table is not None
+        self._kv.discard(call.table, now)
+        self._forget(call)
+        outputs.append(CallAborted(call=call.request.call, reason=reason))
 
     # Reports
 

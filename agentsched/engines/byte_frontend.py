@@ -16,9 +16,10 @@ Any other prompt is answered with characters of no meaning, up to the limit of t
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from agentsched.engines.contract import RequestRefused, Sampling
+from agentsched.engines.contract import Logprobs, RequestRefused, Sampling
 from agentsched.engines.frontend import ChatRequest, Delta, Prepared, ToolCallText
 
 MODEL = "simulated"
@@ -37,7 +38,7 @@ class ByteFrontend:
     def models(self) -> list[str]:
         return [MODEL]
 
-    def decoder(self) -> ByteDecoder:
+    def decoder(self, prepared: Prepared) -> ByteDecoder:
         return ByteDecoder()
 
     def prepare(self, request: ChatRequest) -> Prepared:
@@ -73,7 +74,7 @@ class ByteDecoder:
     def __init__(self) -> None:
         self._kept = ""
 
-    def feed(self, tokens: list[int]) -> Delta:
+    def feed(self, tokens: list[int], logprobs: Sequence[Logprobs] | None = None) -> Delta:
         text, calls = "", []
         for token in tokens:
             char = chr(token % VOCABULARY)

@@ -8,6 +8,7 @@ from typing import Protocol
 from agentsched.core.events import Held, StepReport
 from agentsched.engines.contract import Capabilities, GenerateRequest, RequestRefused
 from agentsched.engines.kv import Block, Key, Table
+from agentsched.engines.sampling_limits import check_capable, check_sampling
 
 
 def check_request(request: GenerateRequest, limits: Capabilities) -> int:
@@ -22,9 +23,10 @@ def check_request(request: GenerateRequest, limits: Capabilities) -> int:
     for name, tokens in (("prompt", prompt), ("recorded", recorded)):
         if tokens and not (min(tokens) >= 0 and max(tokens) < limits.vocabulary):
             raise RequestRefused(f"{name} has a token outside the vocabulary [0, {limits.vocabulary})")
+    check_capable(request.sampling, limits)
     output = len(recorded) if recorded is not None else request.sampling.max_output_tokens
-    if output < 1:
-        raise RequestRefused(f"max_output_tokens must be >= 1, got {output}")
+    if recorded is None:
+        check_sampling(request.sampling)
     room = min(limits.max_context_tokens, limits.capacity_tokens)
     if len(prompt) + output > room:
         raise RequestRefused(

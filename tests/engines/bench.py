@@ -9,8 +9,9 @@ from typing import Any
 
 from agentsched.core.decisions import EngineOrder, Retain, Segment, Worth
 from agentsched.core.events import CallFinished, CallStarted, StepReport
-from agentsched.engines.batching import BatchingEngine, Row
+from agentsched.engines.batching import BatchingEngine
 from agentsched.engines.contract import EngineOutput, GenerateRequest, Sampling, TokensOut
+from agentsched.engines.execution import Row
 
 BLOCK = 4
 FOREVER = float("inf")

@@ -114,12 +114,20 @@ class Lab:
         call: str | None = None,
         stop_tokens: tuple[int, ...] = (),
         temperature: float = 0.0,
+        logprobs: int | None = None,
+        grammar: str = "",
     ) -> Run:
         request = GenerateRequest(
             call=call or self.name("call"),
             program=program or self.name("program"),
             prompt=prompt,
-            sampling=Sampling(max_output_tokens=output, stop_tokens=stop_tokens, temperature=temperature),
+            sampling=Sampling(
+                max_output_tokens=output,
+                stop_tokens=stop_tokens,
+                temperature=temperature,
+                logprobs=logprobs,
+                grammar=grammar,
+            ),
             recorded=recorded,
         )
         return Run(request.call, self.engine.generate(request), self.journal)

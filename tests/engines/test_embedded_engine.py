@@ -18,9 +18,10 @@ from agentsched.core.events import CallFinished, FirstToken
 from agentsched.engines.batching import BatchingEngine
 from agentsched.engines.contract import EngineGone, GenerateRequest, Sampling, TokensOut
 from agentsched.engines.embedded.executor import TorchExecutor
-from agentsched.engines.embedded.frontend import ChatFrontend, RecordedTurn
+from agentsched.engines.embedded.frontend import ChatFrontend
 from agentsched.engines.embedded.model import Llama
 from agentsched.engines.embedded.preset import ensure_model
+from agentsched.engines.embedded.recorded import RecordedTurn
 from agentsched.engines.embedded.spec import ModelSpec
 from agentsched.engines.embedded.weights import random_tensors
 from agentsched.engines.frontend import ChatRequest
@@ -203,8 +204,9 @@ async def test_a_process_replays_a_recorded_agent_from_its_own_kv(folder: Path) 
             assert finished.cached_tokens == held // 16 * 16
             assert finished.recomputed_tokens == 0
             held = len(prepared.prompt) + len(tokens) - 1
-            delta = frontend.decoder().feed(tokens)
-            [call] = delta.tool_calls
+            decoder = frontend.decoder(prepared)
+            delta = decoder.feed(tokens)
+            [call] = (*delta.tool_calls, *decoder.finish().tool_calls)
             function = {"name": call.name, "arguments": call.arguments}
             messages += [
                 {

@@ -14,10 +14,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from agentsched.core.events import CallFinished
-from agentsched.engines.batching import BatchingEngine, Row
+from agentsched.engines.batching import BatchingEngine
 from agentsched.engines.contract import GenerateRequest, RequestRefused, Sampling, TokensOut
 from agentsched.engines.embedded.__main__ import load_executor
 from agentsched.engines.embedded.executor import TorchExecutor
+from agentsched.engines.execution import Row
 
 BLOCK = 4
 GREEDY = Sampling(max_output_tokens=1)

@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from agentsched.engines.batching import Row
 from agentsched.engines.contract import Sampling
 from agentsched.engines.embedded import attention
 from agentsched.engines.embedded.executor import TorchExecutor
 from agentsched.engines.embedded.model import Llama
 from agentsched.engines.embedded.spec import ModelError, ModelSpec, load_spec
 from agentsched.engines.embedded.weights import load_tensors, random_tensors, tensor_shapes
+from agentsched.engines.execution import Row, RowFailed
 
 GREEDY = Sampling(max_output_tokens=1)
 BLOCK = 4
@@ -180,7 +180,7 @@ def sample(executor: TorchExecutor, tokens: list[int], sampling: Sampling, step:
     whole = Row(call="c", tokens=tokens, start=0, blocks=blocks, sampling=sampling, step=step)
     seconds, [token] = executor.run([whole])
     assert seconds > 0
-    assert token is not None
+    assert isinstance(token, int)
     return token
 
 
@@ -224,8 +224,9 @@ def test_logits_that_are_not_finite_are_an_error() -> None:
     tensors = random_tensors(spec, 0)
     tensors["model.embed_tokens.weight"][3] = float("nan")
     executor = TorchExecutor(Llama(spec, tensors, torch.float32), num_blocks=8, block_tokens=BLOCK)
-    with pytest.raises(FloatingPointError):
-        executor.run([row([1, 3], 0, 2, [0])])
+    [broken, whole] = executor.run([row([1, 3], 0, 2, [0]), row([1, 2], 0, 2, [1])])[1]
+    assert broken == RowFailed("the model's logits are not finite")
+    assert whole == sample(executor, [1, 2], GREEDY)
 
 
 def test_an_executor_refuses_empty_pools() -> None:
