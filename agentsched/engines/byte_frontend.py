@@ -19,7 +19,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from agentsched.engines.contract import Logprobs, RequestRefused, Sampling
+import msgspec
+
+from agentsched.engines.contract import Logprobs, RequestRefused
 from agentsched.engines.frontend import ChatRequest, Delta, Prepared, ToolCallText
 
 MODEL = "simulated"
@@ -47,6 +49,11 @@ class ByteFrontend:
             raise RequestRefused(f"model: {request.model!r} is not served; served is {MODEL}")
         if not request.messages:
             raise RequestRefused("messages: must not be empty")
+        for field in ("logprobs", "response_format"):
+            if getattr(request, field) is not None:
+                raise RequestRefused(f"{field}: a simulated model does not serve this")
+        if request.tool_choice != "auto":
+            raise RequestRefused("tool_choice: a simulated model cannot be made to call tools")
         parts = [json.dumps(tool) + "\n" for tool in request.tools]
         parts += [_render(message, index) for index, message in enumerate(request.messages)]
         prompt = _encode("".join(parts) + "assistant: ")
@@ -56,15 +63,11 @@ class ByteFrontend:
                 f"messages: the prompt has {len(prompt)} tokens and leaves no room for output in a context "
                 f"of {self._max_context_tokens} tokens"
             )
-        limit = min(room, request.max_output_tokens or DEFAULT_OUTPUT_TOKENS)
+        sampling = request.sampling(DEFAULT_OUTPUT_TOKENS)
         told = _told(request.messages)
         recorded = None if told is None else _encode(told)[: min(room, request.max_output_tokens or room)]
-        sampling = Sampling(
-            max_output_tokens=limit if recorded is None else len(recorded),
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=request.seed,
-        )
+        limit = min(room, sampling.max_output_tokens) if recorded is None else len(recorded)
+        sampling = msgspec.structs.replace(sampling, max_output_tokens=limit)
         return Prepared(prompt=prompt, sampling=sampling, recorded=recorded)
 
 

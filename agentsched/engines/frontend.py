@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from agentsched.engines.contract import Logprobs, Sampling
+from agentsched.engines.sampling_limits import check_sampling
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +37,27 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] = {}
     logprobs: int | None = None
+
+    def sampling(self, limit: int, *, grammar: str = "", stop_tokens: tuple[int, ...] = ()) -> Sampling:
+        """What an engine is asked for, with ``limit`` output tokens where the request says nothing.
+        Raises ``RequestRefused`` naming the field that is out of its range."""
+        sampling = Sampling(
+            max_output_tokens=limit if self.max_output_tokens is None else self.max_output_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            seed=self.seed,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=self.logit_bias,
+            logprobs=self.logprobs,
+            grammar=grammar,
+            stop_tokens=stop_tokens,
+        )
+        check_sampling(sampling)
+        return sampling
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ import torch
 from transformers import LlamaConfig
 
 from agentsched.core.decisions import Retain, Segment, Worth
-from agentsched.core.events import CallFinished, FirstToken
+from agentsched.core.events import CallAborted, CallFinished, FirstToken
 from agentsched.engines.batching import BatchingEngine
 from agentsched.engines.contract import EngineGone, GenerateRequest, Sampling, TokensOut
 from agentsched.engines.embedded.executor import TorchExecutor
@@ -146,6 +146,32 @@ def test_retained_kv_is_reused_and_correct_after_others_needed_room() -> None:
     tokens, finished = drain(engine, 1e6)
     assert finished["keep/1"].cached_tokens == (len(keep) + len(answer) - 1) // BLOCK * BLOCK
     assert tokens["keep/1"] == alone(longer)
+
+
+def test_a_call_whose_scores_are_not_finite_fails_alone() -> None:
+    tensors = random_tensors(SPEC, 5)
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors["model.embed_tokens.weight"][3] = float("nan")
+    executor = TorchExecutor(Llama(SPEC, tensors, torch.float32), num_blocks=60, block_tokens=BLOCK)
+    engine = BatchingEngine(executor, "embedded")
+    prompts = [[token for token in prompt if token != 3] for prompt in random_prompts(3, seed=4)]
+    submit(engine, "good", prompts[0], 0.0)
+    submit(engine, "bad", [*prompts[0][:20], 3, *prompts[1]], 0.0)
+    aborted: list[CallAborted] = []
+    tokens: list[int] = []
+    while engine.has_work:
+        for output in engine.step(0.0)[1]:
+            if isinstance(output, CallAborted):
+                aborted.append(output)
+            elif isinstance(output, TokensOut):
+                assert output.call == "good"
+                tokens += output.tokens
+        engine.check_invariants()
+    assert [(end.call, end.reason) for end in aborted] == [("bad", "the model's logits are not finite")]
+    assert tokens == alone(prompts[0])
+    # What the failed call left behind is no cache; what both had is.
+    submit(engine, "again", [*prompts[0], *prompts[1]], 1.0)
+    assert drain(engine, 1.0)[0]["again"] == alone([*prompts[0], *prompts[1]])
 
 
 # Recorded answers, and the engine as a process

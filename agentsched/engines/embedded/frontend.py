@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from agentsched.engines.contract import RequestRefused, Sampling
+from agentsched.engines.contract import RequestRefused
 from agentsched.engines.embedded.answers import AnswerDecoder
 from agentsched.engines.embedded.grammar import grammar_fault
 from agentsched.engines.embedded.preset import CONFIG
@@ -23,7 +23,6 @@ from agentsched.engines.embedded.template import ChatTemplate
 from agentsched.engines.embedded.tokens import ModelTokenizer, read_json
 from agentsched.engines.embedded.tool_formats import json_rule, tool_format
 from agentsched.engines.frontend import ChatRequest, Prepared, ToolCallText
-from agentsched.engines.sampling_limits import check_sampling
 
 RECORDED = "recorded/"
 # What configs mean that do not say (transformers leaves out what is a family's default).
@@ -67,7 +66,11 @@ class ChatFrontend:
         if turns is not None and request.logprobs is not None:
             raise RequestRefused("logprobs: a recorded answer has none")
         tools = self._tools(request)
-        sampling = self._sampling(request, self._grammar(request, tools) if turns is None else "")
+        sampling = request.sampling(
+            self._default_output if turns is None else self._max_context,
+            grammar=self._grammar(request, tools) if turns is None else "",
+            stop_tokens=self._tokenizer.ends,
+        )
         text = self._template.render(request.messages, request.tools, self._tokenizer.as_text)
         if not self._tokenizer.fits(text, self._max_context):
             raise self._too_long()
@@ -99,26 +102,6 @@ class ChatFrontend:
             raise RequestRefused(f"model: {model!r} is not served; served are {', '.join(self.models())}")
         return turns
 
-    def _sampling(self, request: ChatRequest, grammar: str) -> Sampling:
-        limit = request.max_output_tokens
-        sampling = Sampling(
-            max_output_tokens=self._default_output if limit is None else limit,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=request.top_k,
-            min_p=request.min_p,
-            seed=request.seed,
-            repetition_penalty=request.repetition_penalty,
-            presence_penalty=request.presence_penalty,
-            frequency_penalty=request.frequency_penalty,
-            logit_bias=request.logit_bias,
-            logprobs=request.logprobs,
-            grammar=grammar,
-            stop_tokens=self._tokenizer.ends,
-        )
-        check_sampling(sampling)
-        return sampling
-
     # Tools and grammars
 
     def _tools(self, request: ChatRequest) -> dict[str, dict[str, Any]]:
@@ -143,10 +126,11 @@ class ChatFrontend:
             if tools:
                 raise RequestRefused("response_format: goes with tools only where tool_choice is 'none'")
         elif request.tool_choice != "auto" and self._format is not None:
-            field, named = "tool_choice", request.tool_choice.removeprefix("tool:")
-            chosen = tools if request.tool_choice == "required" else {named: tools.get(named, {})}
-            if not chosen or named not in (*tools, "required"):
-                raise RequestRefused(f"tool_choice: {named!r} is not among the tools of the request")
+            field, name = "tool_choice", request.tool_choice.removeprefix("tool:")
+            named = {tool: schema for tool, schema in tools.items() if tool == name}
+            chosen = tools if request.tool_choice == "required" else named
+            if not chosen:
+                raise RequestRefused(f"tool_choice: {name!r} asks for a tool that the request does not have")
             added = self._tokenizer.added
             rules = self._format.grammar(chosen, added, parallel=request.parallel_tool_calls)
         else:
