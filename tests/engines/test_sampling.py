@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from agentsched.engines.contract import RequestRefused, Sampling
+from agentsched.engines.embedded import sampling as sampling_module
 from agentsched.engines.embedded.grammar import Grammars, grammar_fault
 from agentsched.engines.embedded.sampling import Sampler
 from agentsched.engines.embedded.tokens import ModelTokenizer
@@ -107,6 +108,21 @@ def test_a_draw_depends_on_its_own_row_alone() -> None:
     assert shuffled == [together[place] for place in order]
     assert together == [sample(logits[place : place + 1], rows[place])[0] for place in range(40)]
     assert len(set(together)) > 10
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 6.0])
+def test_looking_at_the_likeliest_first_changes_no_draw(
+    scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = torch.randn(60, 9000, generator=torch.Generator().manual_seed(4)) * scale
+    rows = [
+        row(temperature=1.0, seed=seed, top_p=(1.0, 0.9, 0.3)[seed % 3], top_k=(0, 7, 600, 8999)[seed % 4])
+        for seed in range(60)
+    ]
+    drawn = sample(logits, *rows)
+    monkeypatch.setattr(sampling_module, "_CANDIDATES", ())
+    assert sample(logits, *rows) == drawn
+    assert len(set(drawn)) > 20
 
 
 def test_steps_and_seeds_give_other_draws() -> None:
