@@ -61,8 +61,9 @@ def _usable_core(ctx: click.Context, param: click.Parameter, core: int | None) -
 @click.option(
     "--model",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder with config.json and tokenizer.json. Without it a small model with random weights is "
-    "made on first use.",
+    help="Model folder: config.json, safetensors, tokenizer.json and a chat template, of the Llama, "
+    "Mistral, Qwen2 or Qwen3 family. It is served under the folder's name. Without it a small model with "
+    "random weights, named demo, is made on first use.",
 )
 @click.option(
     "--kv-tokens",
