@@ -23,10 +23,9 @@ def check_request(request: GenerateRequest, limits: Capabilities) -> int:
     for name, tokens in (("prompt", prompt), ("recorded", recorded)):
         if tokens and not (min(tokens) >= 0 and max(tokens) < limits.vocabulary):
             raise RequestRefused(f"{name} has a token outside the vocabulary [0, {limits.vocabulary})")
-    check_capable(request.sampling, limits)
+    check_sampling(request.sampling)
+    check_capable(request.sampling, limits, recorded=recorded is not None)
     output = len(recorded) if recorded is not None else request.sampling.max_output_tokens
-    if recorded is None:
-        check_sampling(request.sampling)
     room = min(limits.max_context_tokens, limits.capacity_tokens)
     if len(prompt) + output > room:
         raise RequestRefused(

@@ -42,8 +42,10 @@ def _ranges(sampling: Sampling) -> dict[str, bool]:
     }
 
 
-def check_capable(sampling: Sampling, engine: Capabilities) -> None:
-    """Raises ``RequestRefused`` for what this engine does not do."""
+def check_capable(sampling: Sampling, engine: Capabilities, *, recorded: bool) -> None:
+    """Raises ``RequestRefused`` for what this engine does not do, or nobody with a ``recorded`` output."""
+    if recorded and (sampling.grammar or sampling.logprobs is not None):
+        raise RequestRefused("recorded: such an output follows no grammar and has no log probabilities")
     if not all(0 <= token < engine.vocabulary for token in sampling.logit_bias):
         raise RequestRefused(f"logit_bias: has a token outside the vocabulary [0, {engine.vocabulary})")
     if sampling.logprobs is not None and not engine.logprobs:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
@@ -42,6 +42,9 @@ SEARCH: dict[str, Any] = {
         },
     },
 }
+NESTED: dict[str, Any] = {"type": "string"}
+for _ in range(5000):
+    NESTED = {"anyOf": [NESTED]}
 USER = [{"role": "user", "content": "Repair it."}]
 LS = ("bash", '{"command": "ls"}')
 Found = tuple[str, list[tuple[str, str]]]
@@ -162,6 +165,7 @@ def test_the_name_of_a_special_mark_is_text(frontends: dict[str, ChatFrontend]) 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_no_output_breaks_a_reader(
     frontends: dict[str, ChatFrontend], family: str, data: st.DataObject
@@ -285,6 +289,24 @@ def test_json_follows_its_schema(frontends: dict[str, ChatFrontend]) -> None:
         (
             {"tools": [{"function": {"name": "f", "parameters": {"type": 5}}}], "tool_choice": "required"},
             "tool_choice: its JSON schema",
+        ),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"schema": {"enum": ["x" * 60_000]}},
+                },
+                "tools": [],
+            },
+            "response_format: its JSON schema cannot be followed: it has 60,.* characters",
+        ),
+        ({"tools": [{"function": {"name": "f", "parameters": NESTED}}]}, "nested too deeply"),
+        (
+            {
+                "response_format": {"type": "json_schema", "json_schema": {"schema": NESTED}},
+                "tools": [],
+            },
+            "nested too deeply",
         ),
         ({"tools": [{"function": {}}]}, r"tools\[0\].function.name: must be a string"),
         ({"tools": [{"function": {"name": "f", "parameters": 3}}]}, r"tools\[0\].function.parameters"),

@@ -62,6 +62,12 @@ class ChatFrontend:
 
     def prepare(self, request: ChatRequest) -> Prepared:
         """See ``Frontend.prepare``. A recorded answer is cut at ``max_output_tokens``, as a sampled one."""
+        try:
+            return self._prepare(request)
+        except RecursionError as error:
+            raise RequestRefused("the request is nested too deeply") from error
+
+    def _prepare(self, request: ChatRequest) -> Prepared:
         turns = self._turns(request.model)
         if turns is not None and request.logprobs is not None:
             raise RequestRefused("logprobs: a recorded answer has none")

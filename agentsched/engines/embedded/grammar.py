@@ -21,12 +21,17 @@ from agentsched.engines.execution import Row
 # Far more than run at once.
 _KEPT = 1024
 
+# An engine's step waits while a grammar is made ready: one second for some 40,000 characters of schemas.
+_LONGEST = 60_000
+
 Mask = NDArray[np.bool_]
 
 
 @lru_cache(maxsize=256)
 def grammar_fault(grammar: str) -> str:
     """What is wrong with a grammar; "" if nothing is."""
+    if len(grammar) > _LONGEST:
+        return f"it has {len(grammar):,} characters of at most {_LONGEST:,}"
     wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar)
     return messages[0].partition("\n")[0].removeprefix("at 1(8): ") if wrong else ""
 

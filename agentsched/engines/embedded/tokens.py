@@ -36,8 +36,8 @@ _REMEMBERED = 4096
 
 class ModelTokenizer:
     """``specials`` are the special tokens by name, ``added`` all that stand for one text as a whole, those
-    among them. ``ends`` are the tokens that end an answer and ``end`` the
-    one of them that closes a turn in prompts, if the folder says so."""
+    among them. ``ends`` are the tokens that end an answer, and ``end`` is the one of them that closes a
+    turn in prompts, if the folder says so."""
 
     def __init__(self, folder: Path) -> None:
         """Raises ``OSError`` or ``ValueError`` naming the file that cannot be read."""
