@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from openai import BadRequestError, OpenAI
-from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.cli.test_serve import run, serving
@@ -108,32 +107,21 @@ def test_required_calls_go_round_and_find_their_kv(folder: Path, tmp_path: Path)
     ("broken", "says"),
     [
         ("truncated", "model.safetensors: not a readable safetensors file"),
-        ("missing", "'model.norm.weight' of shape [32] is missing"),
-        ("architecture", "model_type 'gpt2' is not served; served are llama, mistral, qwen2, qwen3"),
         ("tokenizer", "tokenizer.json: not a readable tokenizer"),
         ("template", "has no chat template"),
-        ("weights", "no *.safetensors"),
     ],
 )
 def test_a_broken_folder_is_one_clear_line(folder: Path, tmp_path: Path, broken: str, says: str) -> None:
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    weights = tmp_path / "model.safetensors"
     match broken:
         case "truncated":
             weights.write_bytes(weights.read_bytes()[:-100])
-        case "missing":
-            tensors = load_file(weights)
-            del tensors["model.norm.weight"]
-            save_file(tensors, weights)
-        case "architecture":
-            config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "gpt2"}))
         case "tokenizer":
             (tmp_path / "tokenizer.json").write_text("{")
-        case "template":
-            (tmp_path / "tokenizer_config.json").write_text("{}")
         case _:
-            weights.unlink()
+            (tmp_path / "tokenizer_config.json").write_text("{}")
     done = run("--model", str(tmp_path), "--port", "0")
     assert done.returncode == 1
     assert says in done.stderr
