@@ -71,8 +71,9 @@ def _usable_core(ctx: click.Context, param: click.Parameter, core: int | None) -
 @click.option(
     "--model",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder with config.json and tokenizer.json. Without it a small model with random weights is "
-    "made on first use.",
+    help="Model folder: config.json, safetensors, tokenizer.json and a chat template, of the Llama, "
+    "Mistral, Qwen2 or Qwen3 family. It is served under the folder's name. Without it a small model with "
+    "random weights, named demo, is made on first use.",
 )
 @click.option(
     "--kv-tokens",
@@ -195,15 +196,17 @@ def _simulated(memory: Memory, core: int | None) -> Source:
 
 def _embedded(model: Path | None, scripts: Path | None, memory: Memory, core: int | None) -> Source:
     # Imported here: the simulated engine needs none of what these import.
-    from agentsched.engines.embedded.frontend import ChatFrontend, load_scripts
+    from agentsched.engines.embedded.frontend import ChatFrontend
     from agentsched.engines.embedded.preset import ensure_model
+    from agentsched.engines.embedded.recorded import load_scripts
 
     try:
+        name = "demo" if model is None else model.resolve().name
         if model is None:
             cache = platformdirs.user_cache_path("agentsched") / "models"
             model = ensure_model(cache, progress=lambda text: click.echo(f"agentsched: {text}", err=True))
         recorded = load_scripts(scripts) if scripts else {}
-        frontend = ChatFrontend(model, scripts=recorded)
+        frontend = ChatFrontend(model, name=name, scripts=recorded)
     except (OSError, ValueError) as error:
         raise click.ClickException(f"the model or its scripts cannot be used: {error}") from error
     command = [sys.executable, "-m", "agentsched.engines.embedded"]

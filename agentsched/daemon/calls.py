@@ -290,7 +290,7 @@ class Calls:
             recorded=call.prepared.recorded,
             salt=self._programs.open[call.program].tenant,
         )
-        decoder = self._frontend.decoder()
+        decoder = self._frontend.decoder(call.prepared)
         # A recorded answer is emitted as it was recorded, in full.
         stops = StopStrings(() if request.recorded is not None else call.parsed.stop)
         try:
@@ -300,8 +300,9 @@ class Calls:
                     match item:
                         case TokensOut():
                             call.output_tokens += len(item.tokens)
-                            self._deliver(call, decoder.feed(item.tokens), stops)
-                            if stops.hit:
+                            delta = decoder.feed(item.tokens, item.logprobs)
+                            self._deliver(call, delta, stops, last=delta.ended)
+                            if stops.hit or delta.ended:
                                 self._end_well(call, None)
                         case ev.CallFinished():
                             self._deliver(call, decoder.finish(), stops, last=True)
@@ -329,8 +330,8 @@ class Calls:
             ToolCall(self._identities.mint(call.program, call.name), tool.name, tool.arguments)
             for tool in delta.tool_calls
         )
-        if text or minted:
-            call.pieces.append(Piece(text, minted))
+        if text or minted or delta.logprobs:
+            call.pieces.append(Piece(text, minted, delta.logprobs))
             call.notify()
 
     def _end_well(self, call: LiveCall, finished: ev.CallFinished | None) -> None:

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import secrets
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import msgspec
 
 from agentsched.daemon.errors import ApiError, bad_field
-from agentsched.engines.frontend import ChatRequest
+from agentsched.engines.frontend import ChatRequest, TokenLogprob
 
 _PATH = re.compile(r" - at `\$\.?(.*?)`$")
 _MISSING = re.compile(r"Object missing required field `(.*?)`")
 # Accepting these and not doing them would be a silent lie.
-_UNSERVED = {"logprobs": "log probabilities are not served", "audio": "only text is served"}
+_UNSERVED = {
+    "audio": "only text is served",
+    "functions": "send tools instead",
+    "function_call": "send tool_choice instead",
+    "web_search_options": "there is no web search",
+    **dict.fromkeys(
+        ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"),
+        "send response_format instead",
+    ),
+    **dict.fromkeys(
+        ("min_tokens", "ignore_eos", "stop_token_ids", "bad_words", "use_beam_search", "prompt_logprobs"),
+        "is not served",
+    ),
+    **dict.fromkeys(("chat_template", "chat_template_kwargs"), "the model's own template is used as it is"),
+}
 
 
 class Function(msgspec.Struct, kw_only=True):
@@ -38,17 +53,37 @@ class StreamOptions(msgspec.Struct, kw_only=True):
     include_usage: bool = False
 
 
+class ChosenFunction(msgspec.Struct, kw_only=True):
+    name: str
+
+
+class ToolChoice(msgspec.Struct, kw_only=True):
+    type: str
+    function: ChosenFunction
+
+
 class Body(msgspec.Struct, kw_only=True):
     """The fields that are checked; all others are passed over."""
 
     model: str
     messages: list[MessagePart]
     tools: list[dict[str, Any]] | None = None
+    tool_choice: str | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
     max_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
     max_completion_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0)] | None = None
     top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    top_k: int | None = None
+    min_p: float | None = None
     seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
     stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -76,10 +111,11 @@ class ToolCall(msgspec.Struct, frozen=True):
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """What came in one go: text and whole tool calls."""
+    """What came in one go: text, whole tool calls, and log probabilities if they were asked for."""
 
     text: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,16 +150,7 @@ def parse(data: bytes) -> Parsed:
         raise bad_field("n", f"only one choice is served, not {body.n}; send n requests instead")
     if body.program_id is not None:
         check_program(body.program_id, "program_id")
-    limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    chat = ChatRequest(
-        model=body.model,
-        messages=raw["messages"],
-        tools=[] if raw.get("tool_choice") == "none" else body.tools or [],
-        max_output_tokens=limit,
-        temperature=body.temperature or 0.0,
-        top_p=1.0 if body.top_p is None else body.top_p,
-        seed=body.seed or 0,
-    )
+    chat = _chat_request(body, raw["messages"])
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     return Parsed(
         chat=chat,
@@ -133,6 +160,64 @@ def parse(data: bytes) -> Parsed:
         include_usage=body.stream_options is not None and body.stream_options.include_usage,
         program=body.program_id,
     )
+
+
+def _chat_request(body: Body, messages: list[dict[str, Any]]) -> ChatRequest:
+    """What engines are asked; they check the ranges of numbers."""
+    limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    choice = _tool_choice(body)
+    plain = body.response_format is None or body.response_format.get("type") == "text"
+    given: dict[str, Any] = {
+        "top_p": body.top_p,
+        "top_k": body.top_k,
+        "min_p": body.min_p,
+        "repetition_penalty": body.repetition_penalty,
+        "presence_penalty": body.presence_penalty,
+        "frequency_penalty": body.frequency_penalty,
+        "parallel_tool_calls": body.parallel_tool_calls,
+    }
+    return ChatRequest(
+        model=body.model,
+        messages=messages,
+        tools=[] if choice == "none" else body.tools or [],
+        tool_choice="auto" if choice == "none" else choice,
+        response_format=None if plain else body.response_format,
+        max_output_tokens=limit,
+        temperature=body.temperature or 0.0,
+        # Who asks for chance and gives no seed wants another answer each time.
+        seed=secrets.randbits(63) if body.seed is None else body.seed,
+        logit_bias=_logit_bias(body.logit_bias or {}),
+        logprobs=_top_logprobs(body),
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def _tool_choice(body: Body) -> str:
+    choice = body.tool_choice or "auto"
+    if isinstance(choice, ToolChoice):
+        if choice.type != "function":
+            raise bad_field("tool_choice.type", f"must be 'function', got {choice.type!r}")
+        choice = f"tool:{choice.function.name}"
+    elif choice not in ("auto", "none", "required"):
+        raise bad_field("tool_choice", "must be 'auto', 'none', 'required' or a function of the tools")
+    if choice not in ("auto", "none") and not body.tools:
+        raise bad_field("tool_choice", "there are no tools in the request to choose from")
+    return choice
+
+
+def _logit_bias(stated: dict[str, float]) -> dict[int, float]:
+    try:
+        return {int(token): bias for token, bias in stated.items()}
+    except ValueError:
+        raise bad_field("logit_bias", "must have numbers of tokens as its keys") from None
+
+
+def _top_logprobs(body: Body) -> int | None:
+    if body.logprobs:
+        return body.top_logprobs or 0
+    if body.top_logprobs is not None:
+        raise bad_field("top_logprobs", "needs logprobs: true")
+    return None
 
 
 def decode_object(data: bytes) -> dict[str, Any]:
@@ -180,7 +265,8 @@ class Answer:
         message: dict[str, Any] = {"role": "assistant", "content": text or (None if calls else "")}
         if calls:
             message["tool_calls"] = calls
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": ending.reason}
+        logprobs = _logprobs([score for piece in pieces for score in piece.logprobs])
+        choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": ending.reason}
         body = {"object": "chat.completion", "choices": [choice], "usage": ending.usage.body()}
         return msgspec.json.encode(self._head | body)
 
@@ -194,7 +280,7 @@ class Answer:
         if piece.tool_calls:
             numbered = enumerate(piece.tool_calls, calls_before)
             delta["tool_calls"] = [{"index": index} | _tool_call(call) for index, call in numbered]
-        return self._chunk(delta)
+        return self._chunk(delta, logprobs=_logprobs(piece.logprobs))
 
     def last(self, ending: Ending, *, include_usage: bool) -> bytes:
         """What closes a stream that ended well."""
@@ -204,8 +290,10 @@ class Answer:
             closing += _sse(msgspec.json.encode(self._head | body))
         return closing + _sse(b"[DONE]")
 
-    def _chunk(self, delta: dict[str, Any], reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+    def _chunk(
+        self, delta: dict[str, Any], reason: str | None = None, logprobs: dict[str, Any] | None = None
+    ) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return _sse(
             msgspec.json.encode(self._head | {"object": "chat.completion.chunk", "choices": [choice]})
         )
@@ -218,6 +306,20 @@ def error_event(error: ApiError) -> bytes:
 
 def _sse(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
+
+
+def _logprobs(scores: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+    if not scores:
+        return None
+    content = [
+        _token(score.token, score.logprob) | {"top_logprobs": [_token(*other) for other in score.top]}
+        for score in scores
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _token(token: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": token.decode("utf-8", "replace"), "bytes": list(token), "logprob": logprob}
 
 
 def _tool_call(call: ToolCall) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def refused(error: RequestRefused) -> ApiError:
     param = found.group(1) if found else None
     if param == "model":
         return ApiError(404, message, param="model", code="model_not_found")
-    if _TOO_LONG.search(message):
+    if param in (None, "messages") and _TOO_LONG.search(message):
         # Agents retry a 400 that they do not know, and know this one by the first words.
         message = f"This model's maximum context length is exceeded. {message}"
         return ApiError(400, message, param=param or "messages", code="context_length_exceeded")

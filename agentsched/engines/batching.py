@@ -6,18 +6,16 @@ and all of them carry standing orders out. An ``Executor`` computes: a model on 
 
 A call's output never changes by what its neighbours are or what is evicted, only its time.
 
-What fails in a step costs as few calls as possible. An executor that can tell which rows are at fault
-says so (``NotFinite``), and one that finds too little memory has the largest row given up: the others
-are computed again in the next step, from what was known before. After any other error nobody knows
-whose fault it was, so all calls of the batch end.
+What fails in a step costs as few calls as possible. An executor says which rows are at fault
+(``RowFailed``), and one that finds too little memory has the largest row given up: the others are computed
+again in the next step, from what was known before. After any other error nobody knows whose fault it was,
+so all calls of the batch end.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 from agentsched.core.decisions import EngineOrder
 from agentsched.core.events import CallAborted, CallFinished, CallStarted, FirstToken, StepReport
@@ -28,9 +26,9 @@ from agentsched.engines.contract import (
     EngineOutput,
     GenerateRequest,
     RequestRefused,
-    Sampling,
     TokensOut,
 )
+from agentsched.engines.execution import Executor, Row, RowFailed, ScoredToken
 from agentsched.engines.host_tier import HostTier
 from agentsched.engines.kv import KvCache
 from agentsched.engines.prefix import Keys
@@ -38,60 +36,6 @@ from agentsched.engines.promotion import Promotion
 from agentsched.engines.schedule import Schedule
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One sequence's share of a step.
-
-    ``tokens`` are computed in this step (a chunk of prefill, or the one token of a decode);
-    ``start`` is the position of the first of them, so positions ``[0, start)`` are in KV already.
-    ``blocks`` covers at least ``start + len(tokens)`` positions; it belongs to the engine and holds
-    for this step only: a block may be swapped for an equal one that another call filled first.
-    ``sampling`` is None where no logits are needed after the row; ``step`` counts the call's output
-    tokens before this one.
-    """
-
-    call: str
-    tokens: Sequence[int]
-    start: int
-    blocks: Sequence[int]
-    sampling: Sampling | None
-    step: int
-
-
-class NotFinite(FloatingPointError):
-    """Some rows' logits are infinite or undefined; ``rows`` are their places in the batch."""
-
-    def __init__(self, rows: Sequence[int]) -> None:
-        super().__init__("the model's logits are not finite")
-        self.rows = tuple(rows)
-
-
-class Executor(Protocol):
-    """What computes the rows: a model on a device, or a cost model."""
-
-    @property
-    def num_blocks(self) -> int: ...
-
-    @property
-    def block_tokens(self) -> int: ...
-
-    @property
-    def vocabulary(self) -> int: ...
-
-    @property
-    def max_context_tokens(self) -> int: ...
-
-    def run(self, rows: Sequence[Row]) -> tuple[float, list[int | None]]:
-        """Write the rows' KV into their blocks and sample a token after each row with ``sampling``.
-
-        Rows never share a block that is written in this step, and none reads what another writes.
-        Returns the seconds taken and one token, or None, a row. Raises ``NotFinite`` for rows whose
-        logits are not finite and ``MemoryError`` if there is too little memory for so large a step; then
-        some of the rows may be asked for again. What else it raises ends the calls of the batch.
-        """
-        ...
 
 
 class BatchingEngine:
@@ -108,6 +52,8 @@ class BatchingEngine:
         chunk_tokens: int = 512,
         max_running: int = 64,
         recorded_outputs: bool = True,
+        logprobs: bool = False,
+        grammars: bool = False,
         name: str = "engine",
     ) -> None:
         if chunk_tokens < 1 or max_running < 1:
@@ -127,6 +73,8 @@ class BatchingEngine:
             retention=True,
             tail_eviction=True,
             recorded_outputs=recorded_outputs,
+            logprobs=logprobs,
+            grammars=grammars,
         )
         self._name = name
         self._executor = executor
@@ -212,12 +160,17 @@ class BatchingEngine:
             _log.error(
                 "a batch of %d rows failed; aborted: %d of its calls", len(rows), len(failed), exc_info=error
             )
-            self._fail([batch[place][0] for place in failed], now, error, outputs)
+            reason = f"the batch failed in the engine: {type(error).__name__}: {error}"
+            for place in failed:
+                self._fail(batch[place][0], now, reason, outputs)
             return 0.0, outputs
         self.tally.step_s += seconds
         self._promotion.observe(sum(n for call, n in batch if not call.decoding), seconds)
-        for (call, count), token in zip(batch, sampled, strict=True):
-            self._advance(call, count, token, now + seconds, outputs)
+        for (call, count), result in zip(batch, sampled, strict=True):
+            if isinstance(result, RowFailed):
+                self._fail(call, now + seconds, result.reason, outputs)
+            else:
+                self._advance(call, count, result, now + seconds, outputs)
         return seconds, outputs
 
     def _written(self, row: Row) -> Sequence[int]:
@@ -234,12 +187,18 @@ class BatchingEngine:
             blocks=call.table.blocks,
             sampling=call.request.sampling if end == len(call.context) else None,
             step=call.emitted,
+            context=call.context,
         )
 
     # What comes of it
 
     def _advance(
-        self, call: Call, count: int, sampled: int | None, then: float, outputs: list[EngineOutput]
+        self,
+        call: Call,
+        count: int,
+        sampled: int | ScoredToken | None,
+        then: float,
+        outputs: list[EngineOutput],
     ) -> None:
         assert call.table is not None
         kv, prefill = self._kv, not call.decoding
@@ -253,10 +212,14 @@ class BatchingEngine:
         if prefill:
             self.tally.prefilled_tokens += count
         if call.computed == len(call.context):
-            self._emit(call, call.next_token(sampled), then, outputs)
+            self._emit(call, sampled, then, outputs)
 
-    def _emit(self, call: Call, token: int | None, then: float, outputs: list[EngineOutput]) -> None:
+    def _emit(
+        self, call: Call, sampled: int | ScoredToken | None, then: float, outputs: list[EngineOutput]
+    ) -> None:
         name = call.request.call
+        logprobs = [sampled.logprobs] if isinstance(sampled, ScoredToken) else None
+        token = call.next_token(sampled.token if isinstance(sampled, ScoredToken) else sampled)
         if token is not None:
             call.context.append(token)
             call.emitted += 1
@@ -264,7 +227,7 @@ class BatchingEngine:
             self.tally.decoded_tokens += 1
             if call.emitted == 1:
                 outputs.append(FirstToken(call=name))
-            outputs.append(TokensOut(call=name, tokens=[token]))
+            outputs.append(TokensOut(call=name, tokens=[token], logprobs=logprobs))
         if token is None or call.emitted == call.output_limit:
             self._leave(call, then)
             outputs.append(
@@ -286,14 +249,12 @@ class BatchingEngine:
         self._schedule.running.remove(call)
         del self._calls[call.request.call]
 
-    def _fail(self, calls: list[Call], now: float, error: Exception, outputs: list[EngineOutput]) -> None:
-        """What a failed batch read or wrote may be spoilt (NaN spreads), so it is no cache either."""
-        for call in calls:
-            assert call.table is not None
-            self._kv.discard(call.table, now)
-            self._forget(call)
-            reason = f"the batch failed in the engine: {type(error).__name__}: {error}"
-            outputs.append(CallAborted(call=call.request.call, reason=reason))
+    def _fail(self, call: Call, now: float, reason: str, outputs: list[EngineOutput]) -> None:
+        """What a failed call read or wrote may be spoilt (NaN spreads), so it is no cache either."""
+        assert call.table is not None
+        self._kv.discard(call.table, now)
+        self._forget(call)
+        outputs.append(CallAborted(call=call.request.call, reason=reason))
 
     # Reports
 
@@ -324,8 +285,6 @@ class BatchingEngine:
 
 def _at_fault(error: Exception, rows: Sequence[Row]) -> Sequence[int]:
     """The places of the rows whose calls have to end."""
-    if isinstance(error, NotFinite) and error.rows:
-        return error.rows
     if isinstance(error, MemoryError):
         return [max(range(len(rows)), key=lambda place: (len(rows[place].tokens), rows[place].start))]
     return range(len(rows))

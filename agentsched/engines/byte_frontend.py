@@ -16,9 +16,12 @@ Any other prompt is answered with characters of no meaning, up to the limit of t
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from agentsched.engines.contract import RequestRefused, Sampling
+import msgspec
+
+from agentsched.engines.contract import Logprobs, RequestRefused
 from agentsched.engines.frontend import ChatRequest, Delta, Prepared, ToolCallText
 
 MODEL = "simulated"
@@ -37,7 +40,7 @@ class ByteFrontend:
     def models(self) -> list[str]:
         return [MODEL]
 
-    def decoder(self) -> ByteDecoder:
+    def decoder(self, prepared: Prepared) -> ByteDecoder:
         return ByteDecoder()
 
     def prepare(self, request: ChatRequest) -> Prepared:
@@ -46,6 +49,11 @@ class ByteFrontend:
             raise RequestRefused(f"model: {request.model!r} is not served; served is {MODEL}")
         if not request.messages:
             raise RequestRefused("messages: must not be empty")
+        for field in ("logprobs", "response_format"):
+            if getattr(request, field) is not None:
+                raise RequestRefused(f"{field}: a simulated model does not serve this")
+        if request.tool_choice != "auto":
+            raise RequestRefused("tool_choice: a simulated model cannot be made to call tools")
         parts = [json.dumps(tool) + "\n" for tool in request.tools]
         parts += [_render(message, index) for index, message in enumerate(request.messages)]
         prompt = _encode("".join(parts) + "assistant: ")
@@ -55,15 +63,11 @@ class ByteFrontend:
                 f"messages: the prompt has {len(prompt)} tokens and leaves no room for output in a context "
                 f"of {self._max_context_tokens} tokens"
             )
-        limit = min(room, request.max_output_tokens or DEFAULT_OUTPUT_TOKENS)
+        sampling = request.sampling(DEFAULT_OUTPUT_TOKENS)
         told = _told(request.messages)
         recorded = None if told is None else _encode(told)[: min(room, request.max_output_tokens or room)]
-        sampling = Sampling(
-            max_output_tokens=limit if recorded is None else len(recorded),
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=request.seed,
-        )
+        limit = min(room, sampling.max_output_tokens) if recorded is None else len(recorded)
+        sampling = msgspec.structs.replace(sampling, max_output_tokens=limit)
         return Prepared(prompt=prompt, sampling=sampling, recorded=recorded)
 
 
@@ -73,7 +77,7 @@ class ByteDecoder:
     def __init__(self) -> None:
         self._kept = ""
 
-    def feed(self, tokens: list[int]) -> Delta:
+    def feed(self, tokens: list[int], logprobs: Sequence[Logprobs] | None = None) -> Delta:
         text, calls = "", []
         for token in tokens:
             char = chr(token % VOCABULARY)

@@ -8,6 +8,7 @@ from typing import Protocol
 from agentsched.core.events import Held, StepReport
 from agentsched.engines.contract import Capabilities, GenerateRequest, RequestRefused
 from agentsched.engines.prefix import Block, Keys, Table
+from agentsched.engines.sampling_limits import check_capable, check_sampling
 
 
 def check_request(request: GenerateRequest, limits: Capabilities) -> int:
@@ -27,9 +28,9 @@ def check_request(request: GenerateRequest, limits: Capabilities) -> int:
             f"shared_prefix_tokens must be from 0 to the prompt's {len(prompt)} tokens, "
             f"got {request.shared_prefix_tokens}"
         )
+    check_sampling(request.sampling)
+    check_capable(request.sampling, limits, recorded=recorded is not None)
     output = len(recorded) if recorded is not None else request.sampling.max_output_tokens
-    if output < 1:
-        raise RequestRefused(f"max_output_tokens must be >= 1, got {output}")
     room = min(limits.max_context_tokens, limits.capacity_tokens)
     if len(prompt) + output > room:
         raise RequestRefused(

@@ -57,15 +57,36 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     tail_eviction: bool = False
     host_tier: bool = False
     recorded_outputs: bool = False
+    logprobs: bool = False
+    grammars: bool = False
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """``temperature`` 0 is greedy. ``stop_tokens`` end the output and are not part of it."""
+    """How output tokens are chosen. ``temperature`` 0 is greedy.
+
+    Scores are changed in this order: ``logit_bias``, the penalties (``repetition_penalty`` of what is in
+    prompt and output, the other two of what is in the output), ``grammar``, ``temperature``; then the
+    likeliest ``top_k`` stay (0: all), of these the smallest set that reaches ``top_p``, and of these
+    what is at least ``min_p`` times as likely as the likeliest. What is drawn depends on the scores,
+    ``seed`` and the number of tokens before it, so never on the batch.
+
+    ``grammar`` (in the Lark notation of llguidance) is what the output must follow. ``logprobs`` asks
+    for the log probability of each token, before all of these changes, and of so many alternatives.
+    ``stop_tokens`` end the output and are not part of it.
+    """
 
     max_output_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
     seed: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    logprobs: int | None = None
+    grammar: str = ""
     stop_tokens: tuple[int, ...] = ()
 
 
@@ -87,11 +108,19 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     shared_prefix_tokens: int = 0
 
 
+class Logprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Natural logarithms of probabilities: of the output token, and of the likeliest ones there."""
+
+    token: float
+    top: list[tuple[int, float]]
+
+
 class TokensOut(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=True):
-    """Output tokens of one call, in order."""
+    """Output tokens of one call, in order; ``logprobs`` of each where they were asked for."""
 
     call: str
     tokens: list[int]
+    logprobs: list[Logprobs] | None = None
 
 
 EngineOutput = TokensOut | CallStarted | FirstToken | CallFinished | CallAborted | StepReport

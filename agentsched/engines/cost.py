@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
-from agentsched.engines.batching import Row
+from agentsched.engines.execution import Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
-from agentsched.engines.batching import BatchingEngine, Row
+from agentsched.engines.batching import BatchingEngine
 from agentsched.engines.cost import CostProfile
+from agentsched.engines.execution import Row, Sampled
 from agentsched.engines.host_tier import Move
 
 
@@ -29,8 +30,8 @@ class CostModelExecutor:
     vocabulary: int
     max_context_tokens: int
 
-    def run(self, rows: Sequence[Row]) -> tuple[float, list[int | None]]:
-        tokens: list[int | None] = [
+    def run(self, rows: Sequence[Row]) -> tuple[float, Sequence[Sampled]]:
+        tokens = [
             zlib.crc32(f"{row.call}/{row.step}".encode()) % self.vocabulary if row.sampling else None
             for row in rows
         ]

@@ -24,9 +24,10 @@ from statistics import fmean, median
 
 import msgspec
 
-from agentsched.engines.batching import BatchingEngine, Executor, Row
+from agentsched.engines.batching import BatchingEngine
 from agentsched.engines.contract import GenerateRequest, Sampling
 from agentsched.engines.cost import PROFILES, CostProfile, pairs
+from agentsched.engines.execution import Executor, Row, Sampled
 from agentsched.workloads.summary import Host, describe_host
 
 KV_TOKENS = 262_144
@@ -143,7 +144,7 @@ class _Watched:
         self.vocabulary, self.max_context_tokens = executor.vocabulary, executor.max_context_tokens
         self.rows: Sequence[Row] = ()
 
-    def run(self, rows: Sequence[Row]) -> tuple[float, list[int | None]]:
+    def run(self, rows: Sequence[Row]) -> tuple[float, Sequence[Sampled]]:
         self.rows = rows
         return self._executor.run(rows)
 

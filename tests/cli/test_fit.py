@@ -43,7 +43,7 @@ def test_an_engine_is_measured_and_its_profile_can_be_used(
 
 def test_what_cannot_be_measured_or_written_is_said(model: Path, tmp_path: Path) -> None:
     for config, said in (
-        ({"model_type": "gpt2"}, "model_type must be 'llama'"),
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is not served"),
         (PRESETS["tiny"] | {"max_position_embeddings": 64}, "a fit needs 512 at least"),
     ):
         (model / CONFIG).write_text(json.dumps(config))

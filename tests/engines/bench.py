@@ -10,8 +10,9 @@ from typing import Any
 
 from agentsched.core.decisions import EngineOrder, Retain, Segment, Worth
 from agentsched.core.events import CallFinished, CallStarted, StepReport
-from agentsched.engines.batching import BatchingEngine, Row
+from agentsched.engines.batching import BatchingEngine
 from agentsched.engines.contract import EngineOutput, GenerateRequest, Sampling, TokensOut
+from agentsched.engines.execution import Row, RowFailed, Sampled
 from agentsched.engines.host_tier import Move
 
 BLOCK = 4
@@ -19,6 +20,7 @@ FOREVER = float("inf")
 
 
 EMPTY: list[int] = []
+NOT_FINITE = RowFailed("the model's logits are not finite")
 
 
 @dataclass
@@ -34,23 +36,24 @@ class Checked:
     memory: dict[int, list[int]] = field(default_factory=dict)
     expected: dict[str, list[int]] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
-    fault: Callable[[Sequence[Row]], None] | None = None
+    fault: Callable[[Sequence[Row]], Sequence[int]] | None = None
+    """Breaks the step, or names the places of rows after which nothing can be sampled."""
     found: Exception | None = None
     """What was wrong with a batch: the engine takes it for a failure of the model, and goes on."""
     _hashes: dict[str, list[int]] = field(default_factory=dict)
 
-    def run(self, rows: Sequence[Row]) -> tuple[float, list[int | None]]:
+    def run(self, rows: Sequence[Row]) -> tuple[float, list[Sampled]]:
         self.rows = list(rows)
-        if self.fault:
-            self.fault(rows)
+        blamed = self.fault(rows) if self.fault else ()
         try:
             written: dict[int, str] = {}
             for row in rows:
                 self._write(row, written)
-            return 1.0, [self._sample(row) for row in rows]
+            sampled = [self._sample(row) for row in rows]
         except Exception as error:
             self.found = error
             raise
+        return 1.0, [NOT_FINITE if place in blamed else token for place, token in enumerate(sampled)]
 
     def _write(self, row: Row, written: dict[int, str]) -> None:
         before = row.start - 1
@@ -82,7 +85,7 @@ class Checked:
         self._hashes.pop(call, None)
 
 
-def failing(rows: Sequence[Row]) -> None:
+def failing(rows: Sequence[Row]) -> Sequence[int]:
     """A fault that nobody can be blamed for."""
     raise FloatingPointError("logits are not finite")
 

@@ -108,13 +108,36 @@ class EngineContract(OneEngine):
         assert run.tokens == recorded
         assert end.output_tokens == 40
 
+    async def test_log_probabilities_are_told_where_that_is_claimed(self, lab: Lab) -> None:
+        run = lab.call(lab.tokens(20), output=4, logprobs=3)
+        if not lab.engine.capabilities.logprobs:
+            with pytest.raises(RequestRefused, match="logprobs"):
+                await run.finished()
+            return
+        await run.finished()
+        told = [score for item in run.items if isinstance(item, TokensOut) for score in item.logprobs or ()]
+        assert len(told) == len(run.tokens) == 4
+        for token, score in zip(run.tokens, told, strict=True):
+            assert len(score.top) == 3
+            assert score.top[0] == (token, score.token)  # greedy
+            assert 0 > score.token >= score.top[1][1] >= score.top[2][1]
+
+    async def test_grammars_are_followed_where_that_is_claimed(self, lab: Lab) -> None:
+        run = lab.call(lab.tokens(20), output=3, grammar="start: <[9]> <[8]> <[11]> <[9]>")
+        if not lab.engine.capabilities.grammars:
+            with pytest.raises(RequestRefused, match="grammar"):
+                await run.finished()
+            return
+        await run.finished()
+        assert run.tokens == [9, 8, 11]
+
     @pytest.mark.parametrize(
         ("fault", "says"),
         [
             ("empty", "prompt"),
             ("outside", "vocabulary"),
             ("long", "context"),
-            ("no output", "max_output_tokens"),
+            ("no output", "max_tokens"),
             ("empty recording", "recorded"),
             ("shared beyond the prompt", "shared_prefix_tokens"),
             ("shared below nothing", "shared_prefix_tokens"),

@@ -126,12 +126,20 @@ class Lab:
         temperature: float = 0.0,
         salt: str = "",
         shared: int = 0,
+        logprobs: int | None = None,
+        grammar: str = "",
     ) -> Run:
         request = GenerateRequest(
             call=call or self.name("call"),
             program=program or self.name("program"),
             prompt=prompt,
-            sampling=Sampling(max_output_tokens=output, stop_tokens=stop_tokens, temperature=temperature),
+            sampling=Sampling(
+                max_output_tokens=output,
+                stop_tokens=stop_tokens,
+                temperature=temperature,
+                logprobs=logprobs,
+                grammar=grammar,
+            ),
             recorded=recorded,
             salt=salt,
             shared_prefix_tokens=shared,

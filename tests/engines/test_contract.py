@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,11 +36,10 @@ def simulated_process(*more: str) -> Engine:
 
 
 def embedded_process(folder: Path, *more: str) -> Engine:
-    from agentsched.engines.embedded.preset import PRESETS
+    from agentsched.engines.embedded.preset import ensure_model
 
-    # Random weights; no tokenizer, for the engine speaks tokens.
-    (folder / "config.json").write_text(json.dumps(PRESETS["tiny"]))
-    command = [sys.executable, "-m", "agentsched.engines.embedded", "--model", str(folder), *SIZES, *more]
+    model = ensure_model(folder, progress=lambda line: None, preset="tiny")
+    command = [sys.executable, "-m", "agentsched.engines.embedded", "--model", str(model), *SIZES, *more]
     return EngineProcess("embedded", command)
 
 

@@ -18,9 +18,10 @@ from agentsched.core.events import CallAborted, CallFinished, FirstToken
 from agentsched.engines.batching import BatchingEngine
 from agentsched.engines.contract import EngineGone, GenerateRequest, Sampling, TokensOut
 from agentsched.engines.embedded.executor import TorchExecutor
-from agentsched.engines.embedded.frontend import ChatFrontend, RecordedTurn
+from agentsched.engines.embedded.frontend import ChatFrontend
 from agentsched.engines.embedded.model import Llama
 from agentsched.engines.embedded.preset import ensure_model
+from agentsched.engines.embedded.recorded import RecordedTurn
 from agentsched.engines.embedded.spec import ModelSpec
 from agentsched.engines.embedded.weights import random_tensors
 from agentsched.engines.frontend import ChatRequest
@@ -147,21 +148,30 @@ def test_retained_kv_is_reused_and_correct_after_others_needed_room() -> None:
     assert tokens["keep/1"] == alone(longer)
 
 
-def test_a_row_that_is_not_finite_ends_its_own_call_and_no_other() -> None:
-    engine, (bad, good) = engine_of(64), random_prompts(2, seed=11)
-    submit(engine, "bad", bad, 0.0)
-    submit(engine, "good", [1, *good], 0.0)
-    outputs = [output for now in (0.0, 1.0, 2.0) for output in engine.step(now)[1]]
-    # The KV of its first tokens; a call that ran alone would have been given these slots first.
-    pools = engine._executor.pools  # type: ignore[attr-defined]
-    pools[0][1][:BLOCK] = float("nan")
+def test_a_call_whose_scores_are_not_finite_fails_alone() -> None:
+    tensors = random_tensors(SPEC, 5)
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors["model.embed_tokens.weight"][3] = float("nan")
+    executor = TorchExecutor(Llama(SPEC, tensors, torch.float32), num_blocks=60, block_tokens=BLOCK)
+    engine = BatchingEngine(executor, "embedded")
+    prompts = [[token for token in prompt if token != 3] for prompt in random_prompts(3, seed=4)]
+    submit(engine, "good", prompts[0], 0.0)
+    submit(engine, "bad", [*prompts[0][:20], 3, *prompts[1]], 0.0)
+    aborted: list[CallAborted] = []
+    tokens: list[int] = []
     while engine.has_work:
-        outputs += engine.step(3.0)[1]
-    [aborted] = [output for output in outputs if isinstance(output, CallAborted)]
-    assert aborted.call == "bad"
-    assert "not finite" in aborted.reason
-    said = [t for o in outputs if isinstance(o, TokensOut) and o.call == "good" for t in o.tokens]
-    assert said == alone([1, *good])
+        for output in engine.step(0.0)[1]:
+            if isinstance(output, CallAborted):
+                aborted.append(output)
+            elif isinstance(output, TokensOut):
+                assert output.call == "good"
+                tokens += output.tokens
+        engine.check_invariants()
+    assert [(end.call, end.reason) for end in aborted] == [("bad", "the model's logits are not finite")]
+    assert tokens == alone(prompts[0])
+    # What the failed call left behind is no cache; what both had is.
+    submit(engine, "again", [*prompts[0], *prompts[1]], 1.0)
+    assert drain(engine, 1.0)[0]["again"] == alone([*prompts[0], *prompts[1]])
 
 
 # Recorded answers, and the engine as a process
@@ -220,8 +230,9 @@ async def test_a_process_replays_a_recorded_agent_from_its_own_kv(folder: Path) 
             assert finished.cached_tokens == held // 16 * 16
             assert finished.recomputed_tokens == 0
             held = len(prepared.prompt) + len(tokens) - 1
-            delta = frontend.decoder().feed(tokens)
-            [call] = delta.tool_calls
+            decoder = frontend.decoder(prepared)
+            delta = decoder.feed(tokens)
+            [call] = (*delta.tool_calls, *decoder.finish().tool_calls)
             function = {"name": call.name, "arguments": call.arguments}
             messages += [
                 {
@@ -237,7 +248,7 @@ async def test_a_process_replays_a_recorded_agent_from_its_own_kv(folder: Path) 
 
 async def test_a_model_that_cannot_be_served_ends_the_process_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(EngineGone, match="model_type must be 'llama'"):
+    with pytest.raises(EngineGone, match="model_type 'gpt2' is not served"):
         await process_of(tmp_path, "--kv-tokens", "4096").start()
 
 

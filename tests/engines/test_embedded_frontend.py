@@ -15,9 +15,10 @@ from tokenizers import Tokenizer
 
 from agentsched.engines.contract import RequestRefused
 from agentsched.engines.embedded import preset
-from agentsched.engines.embedded.answers import call_text
-from agentsched.engines.embedded.frontend import ChatFrontend, RecordedTurn, load_scripts
+from agentsched.engines.embedded.answers import AnswerDecoder
+from agentsched.engines.embedded.frontend import ChatFrontend
 from agentsched.engines.embedded.preset import ensure_model
+from agentsched.engines.embedded.recorded import RecordedTurn, load_scripts
 from agentsched.engines.embedded.tokenizer import (
     ASSISTANT,
     END,
@@ -30,6 +31,7 @@ from agentsched.engines.embedded.tokenizer import (
     standard_library,
     train_tokenizer,
 )
+from agentsched.engines.embedded.tokens import ModelTokenizer
 from agentsched.engines.frontend import ChatRequest, Delta
 
 TURNS = [
@@ -70,7 +72,8 @@ def test_a_preset_is_made_once_and_found_again(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(preset, "standard_library", lambda: iter(["def f(): pass\n"] * 50))
     lines: list[str] = []
     made = ensure_model(tmp_path, progress=lines.append, preset="tiny", seed=3)
-    assert sorted(path.name for path in made.iterdir()) == ["config.json", "tokenizer.json"]
+    names = ["chat_template.jinja", "config.json", "tokenizer.json", "tokenizer_config.json"]
+    assert sorted(path.name for path in made.iterdir()) == names
     assert json.loads((made / "config.json").read_text())["random_weights_seed"] == 3
     assert len(lines) == 2
     assert ensure_model(tmp_path, progress=lines.append, preset="tiny", seed=3) == made
@@ -168,15 +171,21 @@ def test_special_tokens_cannot_be_written_in_a_text(
     assert forged in tokenizer.decode(prompt, skip_special_tokens=False)
 
 
-def test_a_new_turn_tokenizes_only_its_new_messages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that tokenizers made from now on really encode."""
     encoded: list[str] = []
-    real = ChatFrontend._encode_now
+    real = ModelTokenizer._encode_now
 
-    def counted(self: ChatFrontend, text: str) -> Any:
+    def encode_now(self: ModelTokenizer, text: str, inner: bool) -> Any:
         encoded.append(text)
-        return real(self, text)
+        return real(self, text, inner)
 
-    monkeypatch.setattr(ChatFrontend, "_encode_now", counted)
+    monkeypatch.setattr(ModelTokenizer, "_encode_now", encode_now)
+    return encoded
+
+
+def test_a_new_turn_tokenizes_only_its_new_messages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = counted(monkeypatch)
     frontend = ChatFrontend(folder)
     messages = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
     frontend.prepare(ChatRequest(model="demo", messages=messages))
@@ -224,21 +233,14 @@ def test_what_cannot_be_served_names_the_field(
 def test_a_text_that_cannot_fit_is_refused_without_encoding_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    encoded = counted(monkeypatch)
     frontend = ChatFrontend(folder, name="tiny")
-    encoded: list[int] = []
-
-    class Counting:
-        def encode(self, text: str, add_special_tokens: bool) -> Any:
-            encoded.append(len(text))
-            return real.encode(text, add_special_tokens=add_special_tokens)
-
-    real = frontend._tokenizer
-    monkeypatch.setattr(frontend, "_tokenizer", Counting())
     large = [{"role": "user", "content": "word " * 2_000_000}]
     with pytest.raises(RequestRefused, match="no room for output"):
         frontend.prepare(ChatRequest(model="tiny", messages=large))
     assert encoded == []
-    many = [{"role": "user", "content": f"{n} " + "word " * 500} for n in range(1000)]
+    encoded.clear()
+    many = [{"role": "user", "content": f"{n} " + "word " * 500} for n in range(20)]
     with pytest.raises(RequestRefused, match="no room for output"):
         frontend.prepare(ChatRequest(model="tiny", messages=many))
     assert 0 < len(encoded) < 20
@@ -271,7 +273,7 @@ def played(frontend: ChatFrontend, model: str, turns: int) -> Iterator[tuple[lis
     for turn in range(turns):
         prepared = frontend.prepare(ChatRequest(model=model, messages=messages, tools=[BASH]))
         assert prepared.recorded is not None
-        decoder = frontend.decoder()
+        decoder = frontend.decoder(prepared)
         deltas = [decoder.feed([token]) for token in prepared.recorded] + [decoder.finish()]
         calls = tuple(call for delta in deltas for call in delta.tool_calls)
         answer = Delta(text="".join(delta.text for delta in deltas), tool_calls=calls)
@@ -339,8 +341,13 @@ def test_scripts_are_loaded_from_a_folder(tmp_path: Path) -> None:
 # The decoder
 
 
+def decoder_of(frontend: ChatFrontend) -> AnswerDecoder:
+    messages = [{"role": "user", "content": "go"}]
+    return frontend.decoder(frontend.prepare(ChatRequest(model="tiny", messages=messages, tools=[BASH])))
+
+
 def decoded(frontend: ChatFrontend, tokens: list[int]) -> tuple[str, list[tuple[str, str]]]:
-    decoder = frontend.decoder()
+    decoder = decoder_of(frontend)
     deltas = [decoder.feed([token]) for token in tokens] + [decoder.finish()]
     calls = [(call.name, call.arguments) for delta in deltas for call in delta.tool_calls]
     return "".join(delta.text for delta in deltas), calls
@@ -355,13 +362,13 @@ def test_any_text_survives_token_by_token(frontend: ChatFrontend, tokenizer: Tok
 def test_a_character_of_several_tokens_comes_whole(frontend: ChatFrontend, tokenizer: Tokenizer) -> None:
     tokens = tokenizer.encode("𓀀").ids
     assert len(tokens) > 1
-    decoder = frontend.decoder()
+    decoder = decoder_of(frontend)
     assert [decoder.feed([token]).text for token in tokens] == [""] * (len(tokens) - 1) + ["𓀀"]
 
 
 @given(tokens=st.lists(st.integers(0, 8191), max_size=60))
 def test_no_output_of_a_random_model_breaks_the_decoder(frontend: ChatFrontend, tokens: list[int]) -> None:
-    decoder = frontend.decoder()
+    decoder = decoder_of(frontend)
     at_once = decoder.feed(tokens)
     rest = decoder.finish()
     text, calls = decoded(frontend, tokens)
@@ -387,6 +394,6 @@ def test_a_malformed_call_becomes_text(frontend: ChatFrontend, tokenizer: Tokeni
 
 
 def test_a_whole_call_counts_without_the_end_token(frontend: ChatFrontend, tokenizer: Tokenizer) -> None:
-    text = call_text("bash", '{"command": "ls"}')
+    text = '{"name": "bash", "arguments": {"command": "ls"}}'
     tokens = [SPECIAL_TOKENS.index(TOOL_CALL), *tokenizer.encode(text).ids]
     assert decoded(frontend, tokens) == ("", [("bash", '{"command": "ls"}')])

@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from agentsched.engines.batching import Row
 from agentsched.engines.contract import Sampling
 from agentsched.engines.embedded import attention
 from agentsched.engines.embedded.executor import TorchExecutor
 from agentsched.engines.embedded.model import Llama
 from agentsched.engines.embedded.spec import ModelError, ModelSpec, load_spec
 from agentsched.engines.embedded.weights import load_tensors, random_tensors, tensor_shapes
+from agentsched.engines.execution import Row, RowFailed
 
 GREEDY = Sampling(max_output_tokens=1)
 BLOCK = 4
@@ -180,7 +180,7 @@ def sample(executor: TorchExecutor, tokens: list[int], sampling: Sampling, step:
     whole = Row(call="c", tokens=tokens, start=0, blocks=blocks, sampling=sampling, step=step)
     seconds, [token] = executor.run([whole])
     assert seconds > 0
-    assert token is not None
+    assert isinstance(token, int)
     return token
 
 
@@ -224,8 +224,9 @@ def test_logits_that_are_not_finite_are_an_error() -> None:
     tensors = random_tensors(spec, 0)
     tensors["model.embed_tokens.weight"][3] = float("nan")
     executor = TorchExecutor(Llama(spec, tensors, torch.float32), num_blocks=8, block_tokens=BLOCK)
-    with pytest.raises(FloatingPointError):
-        executor.run([row([1, 3], 0, 2, [0])])
+    [broken, whole] = executor.run([row([1, 3], 0, 2, [0]), row([1, 2], 0, 2, [1])])[1]
+    assert broken == RowFailed("the model's logits are not finite")
+    assert whole == sample(executor, [1, 2], GREEDY)
 
 
 def test_an_executor_refuses_empty_pools() -> None:
@@ -284,21 +285,71 @@ def test_a_tensor_of_a_wrong_shape_is_named(tmp_path: Path) -> None:
 
 def test_a_broken_safetensors_file_is_named(tmp_path: Path) -> None:
     write_config(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"not tensors")
-    with pytest.raises(ModelError, match=r"model\.safetensors: not a readable safetensors file"):
+    spec, path = load_spec(tmp_path), tmp_path / "model.safetensors"
+    save_file(random_tensors(spec, 0), path)
+    whole = path.read_bytes()
+    for broken in (b"not tensors", b"", whole[:-1], whole[:100], b"\xff" * 8 + whole[8:]):
+        path.write_bytes(broken)
+        with pytest.raises(ModelError, match=r"model\.safetensors: not a readable safetensors file"):
+            load_tensors(tmp_path, spec)
+
+
+def test_a_shard_that_the_index_names_must_be_there(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"lm_head.weight": "model-1.safetensors"}}))
+    with pytest.raises(ModelError, match=r"model-1\.safetensors: not a readable"):
+        load_tensors(tmp_path, load_spec(tmp_path))
+    index.write_text('{"weight_map": {"a": 3, "b": "c"}}')
+    with pytest.raises(ModelError, match="not a readable index"):
+        load_tensors(tmp_path, load_spec(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("lm_head.weight", torch.zeros(97, 48, dtype=torch.int8), "'lm_head.weight' is of type torch.int8"),
+        ("model.layers.0.self_attn.q_proj.bias", torch.zeros(96), "q_proj.bias' has no place in a model"),
+        ("model.layers.0.self_attn.q_norm.weight", torch.ones(16), "q_norm.weight' has no place in a model"),
+    ],
+)
+def test_no_tensor_is_left_out_or_misread_in_silence(
+    tmp_path: Path, name: str, tensor: Tensor, message: str
+) -> None:
+    write_config(tmp_path)
+    spec = load_spec(tmp_path)
+    save_file(random_tensors(spec, 0) | {name: tensor}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=message):
+        load_tensors(tmp_path, spec)
+
+
+def test_a_folder_without_weights_is_not_served_by_random_ones_in_silence(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"old")
+    with pytest.raises(ModelError, match=r"no \*\.safetensors .*random_weights_seed"):
         load_tensors(tmp_path, load_spec(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type must be 'llama'"),
-        ({"attention_bias": True}, "attention_bias and mlp_bias must be false"),
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is not served; served are llama, mistral, qwen2, qwen3"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        ({"dtype": "float8_e4m3fn"}, "dtype torch.float8_e4m3fn is not served"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "layer_types: .'linear_attention'"),
         ({"hidden_act": "gelu"}, "hidden_act must be 'silu'"),
         ({"num_key_value_heads": 4}, "multiple of num_key_value_heads"),
         (
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
             "rope_type 'dynamic'",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}},
+            "Missing required keys in `rope_parameters`",
         ),
         ({"hidden_size": "wide"}, "hidden_size"),
     ],

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agentsched.core.decisions import EngineTerms, Rank
 from agentsched.core.events import CallAborted
-from agentsched.engines.batching import NotFinite, Row
+from agentsched.engines.execution import Row
 from agentsched.engines.schedule import LONGER, OVERTAKEN_AT_MOST
 from tests.engines.bench import BLOCK, Bench, answer, prompt
 
@@ -133,9 +133,9 @@ def test_only_the_call_whose_logits_are_not_finite_ends() -> None:
         bench.submit(name, prompt(number, 5), output=6)
     bench.step(2)
 
-    def fault(rows: object) -> None:
+    def fault(rows: object) -> Sequence[int]:
         bench.executor.fault = None
-        raise NotFinite([1])
+        return [1]
 
     bench.executor.fault = fault
     bench.drain()
@@ -153,9 +153,10 @@ def test_too_little_memory_ends_the_largest_rows_until_the_rest_can_be_computed(
     bench.submit("middle", prompt(2, 20))
     bench.submit("large", prompt(3, 40))
 
-    def fault(rows: Sequence[Row]) -> None:
+    def fault(rows: Sequence[Row]) -> Sequence[int]:
         if sum(len(row.tokens) for row in rows) > 8:
             raise MemoryError("too little memory for this step")
+        return ()
 
     bench.executor.fault = fault
     bench.drain()

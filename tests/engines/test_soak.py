@@ -14,8 +14,8 @@ import pytest
 
 from agentsched.core.decisions import EngineTerms, Prefetch, Rank, Release, Retain, Segment, Worth
 from agentsched.core.events import CallAborted, CallFinished, CallStarted
-from agentsched.engines.batching import NotFinite, Row
 from agentsched.engines.contract import EngineOutput, TokensOut
+from agentsched.engines.execution import Row
 from tests.engines.bench import BLOCK, Bench, answer, failing
 
 PROGRAMS = 2_000
@@ -231,13 +231,14 @@ class Soak:
         program.call = None
 
 
-def blame(rows: Sequence[Row]) -> None:
-    raise NotFinite([number for number, row in enumerate(rows) if row.sampling is not None][:1])
+def blame(rows: Sequence[Row]) -> Sequence[int]:
+    return [number for number, row in enumerate(rows) if row.sampling is not None][:1]
 
 
-def too_large(rows: Sequence[Row]) -> None:
+def too_large(rows: Sequence[Row]) -> Sequence[int]:
     if len(rows) > 2:
         raise MemoryError("too little memory for this step")
+    return ()
 
 
 @pytest.mark.parametrize("seed", range(RUNS))

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentsched.engines.batching import Row
 from agentsched.engines.contract import Sampling
 from agentsched.engines.cost import PROFILES, CostProfile
+from agentsched.engines.execution import Row, Sampled
 from agentsched.engines.simulated import CostModelExecutor
 from agentsched.workloads.fit import (
     Bench,
@@ -50,7 +50,7 @@ class Virtual:
             max_context_tokens=self.max_context_tokens,
         )
 
-    def run(self, rows: Sequence[Row]) -> tuple[float, list[int | None]]:
+    def run(self, rows: Sequence[Row]) -> tuple[float, Sequence[Sampled]]:
         seconds, tokens = self._executor.run(rows)
         seconds *= 1 + 4 * (self._random.random() < self._disturbed)
         self.now += seconds

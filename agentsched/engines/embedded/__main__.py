@@ -9,18 +9,23 @@ from pathlib import Path
 
 import torch
 
-from agentsched.engines.batching import BatchingEngine, Row
+from agentsched.engines.batching import BatchingEngine
 from agentsched.engines.contract import Sampling
 from agentsched.engines.embedded.executor import TorchExecutor
+from agentsched.engines.embedded.grammar import Grammars
 from agentsched.engines.embedded.memory import check_memory, token_bytes
 from agentsched.engines.embedded.model import Llama
-from agentsched.engines.embedded.spec import ModelError, load_spec
+from agentsched.engines.embedded.preset import TOKENIZER
+from agentsched.engines.embedded.sampling import Sampler
+from agentsched.engines.embedded.spec import DTYPES, ModelError, ModelSpec, load_spec
+from agentsched.engines.embedded.tokens import ModelTokenizer
 from agentsched.engines.embedded.transfer import HostMemory
 from agentsched.engines.embedded.weights import load_tensors
+from agentsched.engines.execution import Row
 from agentsched.engines.process import host
 
 KIND = "embedded"
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
 
 def load_executor(
@@ -42,7 +47,23 @@ def load_executor(
     check_memory(need_bytes, f"KV of {kv_tokens:,} tokens", "ask for fewer (--kv-tokens)")
     model = Llama(spec, load_tensors(folder, spec), dtype or spec.dtype)
     num_blocks = kv_tokens // block_tokens
-    return TorchExecutor(model, num_blocks=num_blocks, block_tokens=block_tokens, threads=threads)
+    return TorchExecutor(
+        model,
+        num_blocks=num_blocks,
+        block_tokens=block_tokens,
+        threads=threads,
+        sampler=_sampler(folder, spec),
+    )
+
+
+def _sampler(folder: Path, spec: ModelSpec) -> Sampler:
+    """A folder without a tokenizer is served to those who speak tokens, without grammars."""
+    if not (folder / TOKENIZER).exists():
+        return Sampler()
+    try:
+        return Sampler(Grammars(ModelTokenizer(folder), spec.vocabulary))
+    except (OSError, ValueError) as error:
+        raise ModelError(str(error)) from error
 
 
 def load_host_tier(executor: TorchExecutor, host_tokens: int) -> HostMemory | None:
@@ -95,6 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             host_tier=load_host_tier(executor, options.host_tokens),
             chunk_tokens=options.chunk_tokens,
             max_running=options.max_running,
+            logprobs=True,
+            grammars=executor.sampler.grammars is not None,
             name=options.name,
         )
     except (ModelError, ValueError) as error:

@@ -3,93 +3,191 @@
 from __future__ import annotations
 
 import codecs
-import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
-from tokenizers import Tokenizer
-
-from agentsched.engines.embedded.tokenizer import byte_alphabet
-from agentsched.engines.frontend import Delta, ToolCallText
-
-
-def call_text(name: str, arguments: str) -> str:
-    """A tool call as the template writes it; ``arguments`` is JSON text and stays as it is."""
-    return f'{{"name": {json.dumps(name)}, "arguments": {arguments}}}'
+from agentsched.engines.contract import Logprobs
+from agentsched.engines.embedded.tokens import ModelTokenizer
+from agentsched.engines.embedded.tool_formats import ToolFormat
+from agentsched.engines.frontend import Delta, TokenLogprob, ToolCallText
 
 
-def parse_call(text: str) -> ToolCallText | None:
-    """The tool call that ``text`` is, or None if it is malformed.
+@dataclass
+class _Found:
+    """What some tokens added."""
 
-    Arguments keep the model's own spelling where it wrote the template's form, so that
-    ``call_text`` gives ``text`` back.
+    text: list[str] = field(default_factory=list)
+    calls: list[ToolCallText] = field(default_factory=list)
+
+
+class CallReader:
+    """Tells tool calls from text. What may yet be the beginning of a mark is kept back.
+
+    A malformed call is text. Blank space after a call is part of nothing.
     """
-    try:
-        call = json.loads(text)
-    except ValueError:
-        return None
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        return None
-    name, arguments = call["name"], call.get("arguments", {})
-    if not isinstance(arguments, dict):
-        return None
-    head = call_text(name, "")[:-1]
-    if list(call) == ["name", "arguments"] and text.startswith(head) and text.endswith("}"):
-        return ToolCallText(name=name, arguments=text[len(head) : -1])
-    return ToolCallText(name=name, arguments=json.dumps(arguments))
+
+    def __init__(self, form: ToolFormat, specials: Collection[str]) -> None:
+        self._form = form
+        # Where the mark is a special token, text that looks like it is text.
+        self._opening = "" if form.opening in specials else form.opening
+        self._kept = ""
+        self._body: str | None = None
+        self._mark = ""  # what stood before the body, as far as it is text
+        self._begun = self._after_call = False
+
+    def text(self, text: str, found: _Found) -> None:
+        while text:
+            text = self._read_call(text, found) if self._body is not None else self._read_text(text, found)
+
+    def _read_call(self, text: str, found: _Found) -> str:
+        """Take text inside a call; what is left after its closing mark."""
+        assert self._body is not None
+        closing = self._form.closing
+        searched = len(self._body) - len(closing) + 1
+        self._body += text
+        at = self._body.find(closing, max(0, searched)) if closing else -1
+        if at < 0:
+            return ""
+        body, rest = self._body[:at], self._body[at + len(closing) :]
+        self._body = body
+        self._close(found, closing)
+        return rest
+
+    def _read_text(self, text: str, found: _Found) -> str:
+        form, opening = self._form, self._opening
+        text, self._kept = self._kept + text, ""
+        if form.bare and not self._begun:
+            if not (stripped := text.lstrip()):
+                self._kept = text
+                return ""
+            self._begun = True
+            if stripped.startswith("{"):
+                self._body, self._mark = "", ""
+                return text
+        at = text.find(opening) if opening else -1
+        if at >= 0:
+            self._say(text[:at], found, mark=True)
+            self._body, self._mark = "", opening
+            return text[at + len(opening) :]
+        keep = _overlap(text, "\n" * form.newline + opening) or _overlap(text, opening)
+        if form.newline and not keep and text.endswith("\n"):
+            keep = 1  # the mark to come may be a special token
+        self._kept = text[len(text) - keep :]
+        self._say(text[: len(text) - keep], found)
+        return ""
+
+    def _say(self, text: str, found: _Found, *, mark: bool = False) -> None:
+        if self._after_call and not text.strip():
+            return
+        self._after_call = False
+        found.text.append(text.removesuffix("\n") if mark and self._form.newline else text)
+
+    def mark(self, name: str, found: _Found) -> None:
+        """A special token came."""
+        form = self._form
+        if name == form.opening:
+            self._end(found, mark=True)
+            self._body, self._mark, self._begun = "", "", True
+        elif name == form.closing and self._body is not None:
+            self._close(found, "")
+        elif name in form.inner and self._body is not None:
+            self._body += name
+
+    def finish(self, found: _Found) -> None:
+        """The answer is at its end."""
+        self._end(found)
+
+    def _end(self, found: _Found, *, mark: bool = False) -> None:
+        if self._body is not None:
+            self._close(found, "")
+        kept, self._kept = self._kept, ""
+        if kept:
+            self._say(kept, found, mark=mark)
+
+    def _close(self, found: _Found, closing: str) -> None:
+        assert self._body is not None
+        body, self._body = self._body, None
+        calls = self._form.parse(body)
+        if calls is not None:
+            found.calls += calls
+            self._after_call = True
+        else:
+            found.text.append(f"{self._mark}{body}{closing}")
+
+
+def _overlap(text: str, mark: str) -> int:
+    """How many characters at the end of ``text`` may be the beginning of ``mark``."""
+    sizes = range(min(len(mark) - 1, len(text)), 0, -1)
+    return next((size for size in sizes if mark.startswith(text[-size:])), 0)
 
 
 class AnswerDecoder:
-    """``OutputDecoder`` of one answer. Special tokens are never text."""
+    """``OutputDecoder`` of one answer. Special tokens are never text.
 
-    def __init__(self, tokenizer: Tokenizer, call_token: int, end_token: int) -> None:
+    Without a ``form`` all is text. ``single``: the answer ends after its first call. When it is
+    finished, its tokens are remembered for the prompt that it will come back in.
+    """
+
+    def __init__(
+        self, tokenizer: ModelTokenizer, prompt: Sequence[int], form: ToolFormat | None, *, single: bool
+    ) -> None:
         self._tokenizer = tokenizer
-        self._call_token, self._end_token = call_token, end_token
-        self._alphabet = _ALPHABET
-        self._specials = {
-            number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special
-        }
+        self._prompt = prompt
+        self._reader = CallReader(form, tokenizer.specials) if form else None
+        self._single = single
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._call: str | None = None
+        self._strip = tokenizer.strips_first_space
+        self._tokens: list[int] = []
+        self._ended = False
 
-    def feed(self, tokens: list[int]) -> Delta:
-        text: list[str] = []
-        calls: list[ToolCallText] = []
+    def feed(self, tokens: list[int], logprobs: Sequence[Logprobs] | None = None) -> Delta:
+        found = _Found()
+        self._tokens += tokens
         for token in tokens:
-            if token not in self._specials:
-                piece = self._utf8.decode(self._bytes(token))
-            elif token in (self._call_token, self._end_token):
-                self._close(text, calls)
-                self._call = "" if token == self._call_token else None
+            if not self._tokenizer.is_special(token):
+                self._text(self._utf8.decode(self._tokenizer.bytes_of(token)), found)
                 continue
-            else:
-                continue
-            if self._call is None:
-                text.append(piece)
-            else:
-                self._call += piece
-        return Delta(text="".join(text), tool_calls=tuple(calls))
+            self._text(self._rest(), found)
+            if self._reader:
+                self._reader.mark(self._tokenizer.name(token), found)
+        scored = zip(tokens, logprobs or (), strict=False)
+        return self._delta(found, tuple(self._logprob(token, score) for token, score in scored))
 
     def finish(self) -> Delta:
-        text: list[str] = []
-        calls: list[ToolCallText] = []
-        self._close(text, calls)
-        self._call = None
-        return Delta(text="".join(text), tool_calls=tuple(calls))
+        found = _Found()
+        self._text(self._rest(), found)
+        if self._reader:
+            self._reader.finish(found)
+        self._tokenizer.remember(self._prompt, self._tokens)
+        return self._delta(found, ())
 
-    def _close(self, text: list[str], calls: list[ToolCallText]) -> None:
+    def _rest(self) -> str:
+        """What is left of an incomplete character."""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
-        if self._call is None:
-            text.append(rest)
-            return
-        call = parse_call(self._call + rest)
-        if call is None:
-            text.append(self._call + rest)
+        return rest
+
+    def _text(self, text: str, found: _Found) -> None:
+        if text and self._strip:
+            text, self._strip = text.removeprefix(" "), False
+        if self._reader:
+            self._reader.text(text, found)
         else:
-            calls.append(call)
+            found.text.append(text)
 
-    def _bytes(self, token: int) -> bytes:
-        # An id past the tokenizer's vocabulary (a head may be padded) has no text.
-        return bytes(self._alphabet[char] for char in self._tokenizer.id_to_token(token) or "")
+    def _delta(self, found: _Found, logprobs: tuple[TokenLogprob, ...]) -> Delta:
+        if self._ended:
+            return Delta()
+        self._ended = self._single and bool(found.calls)
+        if self._ended:
+            self._tokenizer.remember(self._prompt, self._tokens)
+        calls = tuple(found.calls[:1] if self._single else found.calls)
+        return Delta(text="".join(found.text), tool_calls=calls, logprobs=logprobs, ended=self._ended)
 
-
-_ALPHABET = byte_alphabet()
+    def _logprob(self, token: int, score: Logprobs) -> TokenLogprob:
+        spelled = self._tokenizer.bytes_of
+        return TokenLogprob(
+            token=spelled(token),
+            logprob=score.token,
+            top=tuple((spelled(other), logprob) for other, logprob in score.top),
+        )

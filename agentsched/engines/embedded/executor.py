@@ -7,7 +7,6 @@ gathered into a copy first.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 
@@ -15,15 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agentsched.engines.batching import NotFinite, Row
-from agentsched.engines.contract import Sampling
 from agentsched.engines.embedded.attention import Piece, attend
 from agentsched.engines.embedded.model import Llama
+from agentsched.engines.embedded.sampling import Sampler
 from agentsched.engines.embedded.spec import ModelSpec
+from agentsched.engines.execution import Row, Sampled
 
 # More runs than this are gathered: a further piece costs a kernel call and a merge a layer.
 _MAX_RUNS = 4
-_SEEDS = 2**63 - 1
 
 
 class _Span:
@@ -84,7 +82,15 @@ class _Batch:
 class TorchExecutor:
     """The model on the CPU. Not thread-safe; sets torch's thread count for the whole process."""
 
-    def __init__(self, model: Llama, *, num_blocks: int, block_tokens: int = 16, threads: int = 1) -> None:
+    def __init__(
+        self,
+        model: Llama,
+        *,
+        num_blocks: int,
+        block_tokens: int = 16,
+        threads: int = 1,
+        sampler: Sampler | None = None,
+    ) -> None:
         for name, amount in (
             ("num_blocks", num_blocks),
             ("block_tokens", block_tokens),
@@ -95,6 +101,7 @@ class TorchExecutor:
         torch.set_num_threads(threads)
         self.num_blocks, self.block_tokens = num_blocks, block_tokens
         self._model = model
+        self.sampler = sampler or Sampler()
         shape = (num_blocks * block_tokens, model.spec.kv_heads, model.spec.head_dim)
         # One tensor a layer, written at once so that a step pays no page faults.
         self.pools = [
@@ -118,7 +125,7 @@ class TorchExecutor:
     def max_context_tokens(self) -> int:
         return self._model.spec.max_context_tokens
 
-    def run(self, rows: Sequence[Row]) -> tuple[float, list[int | None]]:
+    def run(self, rows: Sequence[Row]) -> tuple[float, list[Sampled]]:
         """One step; see ``agentsched.engines.batching.Executor``. Seconds are wall time."""
         began = time.perf_counter()
         try:
@@ -130,20 +137,12 @@ class TorchExecutor:
             raise
         return time.perf_counter() - began, sampled
 
-    def _run(self, rows: Sequence[Row]) -> list[int | None]:
+    def _run(self, rows: Sequence[Row]) -> list[Sampled]:
         if not rows:
             return []
-        logits = self.logits(rows)
-        # One infinite or undefined score makes the sum so too: cheaper than asking each of them.
-        if not math.isfinite(logits.sum()):
-            sampled = [place for place, row in enumerate(rows) if row.sampling is not None]
-            raise NotFinite(
-                [sampled[n] for n, sum_ in enumerate(logits.sum(1).tolist()) if not math.isfinite(sum_)]
-            )
-        choices = iter(zip(logits, logits.argmax(dim=-1).tolist(), strict=True))
-        return [
-            None if row.sampling is None else _sample(*next(choices), row.sampling, row.step) for row in rows
-        ]
+        asked = [row for row in rows if row.sampling is not None]
+        sampled = iter(self.sampler.sample(self.logits(rows), asked))
+        return [None if row.sampling is None else next(sampled) for row in rows]
 
     @torch.inference_mode()
     def logits(self, rows: Sequence[Row]) -> Tensor:
@@ -169,21 +168,3 @@ class TorchExecutor:
 def _short_of_memory(error: RuntimeError) -> bool:
     # On the CPU torch has no class of its own for it.
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _sample(scores: Tensor, best: int, sampling: Sampling, step: int) -> int:
-    """Greedy, or by temperature and top-p from a generator that depends only on (seed, step)."""
-    if sampling.temperature == 0:
-        return best
-    # The best score becomes 0 first, and in double: else a tiny temperature makes infinities of scores,
-    # and the whole batch fails by what one of its calls asked for.
-    weights = torch.softmax((scores - scores.max()).double() / sampling.temperature, dim=-1)
-    if sampling.top_p < 1:
-        ordered, order = weights.sort(descending=True)
-        # The smallest set that reaches top_p: a token stays while those before it fall short.
-        ordered[ordered.cumsum(0) - ordered >= sampling.top_p] = 0
-        weights = torch.zeros_like(weights).scatter_(0, order, ordered)
-        if not weights.any():
-            return best
-    generator = torch.Generator().manual_seed(((sampling.seed << 24) + step) & _SEEDS)
-    return int(torch.multinomial(weights, 1, generator=generator))

@@ -1,65 +1,32 @@
-"""Text in and out of the embedded engine: our chat template, recorded answers, tool calls.
+"""Text in and out of the embedded engine: a model folder's template, tokenizer and tool calls.
 
-The template, where ``<|...|>`` are special tokens and each message ends with ``<|end|>``::
-
-    <|system|>  tool definitions, one JSON document a line (only if there are tools)
-    <|system|>  text
-    <|user|>    text
-    <|assistant|> text  <|tool_call|> {"name": ..., "arguments": ...}  (any number of tool calls)
-    <|tool|>    text of one tool call's result
-
-Ids of tool calls are not rendered, so that equal runs have equal prompts. Each text between special
-tokens is encoded by itself: an answer is the same tokens when it comes back in the next prompt as
-when it was emitted, so KV left behind by a call is an exact prefix of the program's next prompt.
+KV that a call leaves behind is an exact prefix of its program's next prompt wherever the model's template
+writes the answer as it was emitted; ``docs/models.md`` says where templates do not.
 """
 
 from __future__ import annotations
 
 import json
-from array import array
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from tokenizers import Tokenizer
 
-from agentsched.engines.contract import RequestRefused, Sampling
-from agentsched.engines.embedded.answers import AnswerDecoder, call_text
-from agentsched.engines.embedded.preset import CONFIG, TOKENIZER
-from agentsched.engines.embedded.tokenizer import ASSISTANT, END, SYSTEM, TOOL, TOOL_CALL, USER
-from agentsched.engines.frontend import ChatRequest, Prepared
+from agentsched.engines.contract import RequestRefused
+from agentsched.engines.embedded.answers import AnswerDecoder
+from agentsched.engines.embedded.grammar import grammar_fault
+from agentsched.engines.embedded.preset import CONFIG
+from agentsched.engines.embedded.recorded import RecordedTurn, Scripts
+from agentsched.engines.embedded.template import ChatTemplate
+from agentsched.engines.embedded.tokens import ModelTokenizer, read_json
+from agentsched.engines.embedded.tool_formats import json_rule, tool_format
+from agentsched.engines.frontend import ChatRequest, Prepared, ToolCallText
 
 RECORDED = "recorded/"
-_ROLES = {"system": SYSTEM, "developer": SYSTEM, "user": USER, "assistant": ASSISTANT, "tool": TOOL}
-# Texts remembered in tokens: some 30 messages each of 100 programs, 4 bytes a token.
-_REMEMBERED_TEXTS = 4096
-
-
-class RecordedTurn(msgspec.Struct, frozen=True):
-    """One answer of a recorded agent: what it thinks, and the command it gives to its tool."""
-
-    thought: str
-    command: str
-
-
-Scripts = Mapping[str, Sequence[RecordedTurn]]
-
-
-def load_scripts(folder: Path) -> dict[str, list[RecordedTurn]]:
-    """Recorded agents from ``<folder>/<script>/turns.json``. Raises ``ValueError`` naming a bad file."""
-    scripts: dict[str, list[RecordedTurn]] = {}
-    for path in sorted(folder.glob("*/turns.json")):
-        try:
-            turns = msgspec.json.decode(path.read_bytes(), type=list[RecordedTurn])
-        except msgspec.DecodeError as error:
-            raise ValueError(f"{path}: {error}") from error
-        if not turns:
-            raise ValueError(f"{path}: no turns")
-        scripts[path.parent.name] = turns
-    return scripts
+# What configs mean that do not say (transformers leaves out what is a family's default).
+_LARGEST_DEFAULT = 131_072
 
 
 class ChatFrontend:
@@ -79,42 +46,58 @@ class ChatFrontend:
         folder cannot be read."""
         self._name, self._tool, self._default_output = name, tool, default_output_tokens
         self._scripts = dict(scripts or {})
-        self._max_context = int(json.loads((folder / CONFIG).read_bytes())["max_position_embeddings"])
-        self._tokenizer = Tokenizer.from_str((folder / TOKENIZER).read_text("utf-8"))
-        # A special token's name inside a text is text: nobody can forge a message by writing it.
-        self._tokenizer.encode_special_tokens = True
-        self._ids = {special: self._special(special) for special in (*_ROLES.values(), TOOL_CALL, END)}
-        self._longest_token = max(map(len, self._tokenizer.get_vocab()))
-        self._encode = lru_cache(maxsize=_REMEMBERED_TEXTS)(self._encode_now)
+        self._max_context = _max_context(folder)
+        self._tokenizer = ModelTokenizer(folder)
+        self._template = ChatTemplate(folder, self._tokenizer)
+        self._format = tool_format(self._template.source, self._tokenizer.specials)
+        if self._scripts and self._format is None:
+            raise ValueError(f"{folder}: its chat template has no tool calls, which recorded agents make")
 
     def models(self) -> list[str]:
         return [self._name, *(RECORDED + script for script in sorted(self._scripts))]
 
-    def decoder(self) -> AnswerDecoder:
-        return AnswerDecoder(self._tokenizer, self._ids[TOOL_CALL], self._ids[END])
+    def decoder(self, prepared: Prepared) -> AnswerDecoder:
+        form = self._format if prepared.tool_calls else None
+        return AnswerDecoder(self._tokenizer, prepared.prompt, form, single=prepared.single_tool_call)
 
     def prepare(self, request: ChatRequest) -> Prepared:
         """See ``Frontend.prepare``. A recorded answer is cut at ``max_output_tokens``, as a sampled one."""
+        try:
+            return self._prepare(request)
+        except RecursionError as error:
+            raise RequestRefused("the request is nested too deeply") from error
+
+    def _prepare(self, request: ChatRequest) -> Prepared:
         turns = self._turns(request.model)
-        _check_sampling(request)
-        prompt = list(islice(self._render(request), self._max_context))
+        if turns is not None and request.logprobs is not None:
+            raise RequestRefused("logprobs: a recorded answer has none")
+        tools = self._tools(request)
+        sampling = request.sampling(
+            self._default_output if turns is None else self._max_context,
+            grammar=self._grammar(request, tools) if turns is None else "",
+            stop_tokens=self._tokenizer.ends,
+        )
+        text = self._template.render(request.messages, request.tools, self._tokenizer.as_text)
+        if not self._tokenizer.fits(text, self._max_context):
+            raise self._too_long()
+        prompt = list(islice(self._tokenizer.encode_prompt(text), self._max_context))
         room = self._max_context - len(prompt)
         if room < 1:
             raise self._too_long()
-        limit = min(room, request.max_output_tokens or self._default_output)
         recorded = None
         if turns is not None:
             answered = sum(message.get("role") == "assistant" for message in request.messages)
-            limit = min(room, request.max_output_tokens or room)
-            recorded = self._answer(turns[min(answered, len(turns) - 1)])[:limit]
-        sampling = Sampling(
-            max_output_tokens=limit,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=request.seed,
-            stop_tokens=(self._ids[END],),
+            turn = turns[min(answered, len(turns) - 1)]
+            recorded = self._answer(text, prompt, turn)[: request.max_output_tokens or room][:room]
+        return Prepared(
+            prompt=prompt,
+            sampling=msgspec.structs.replace(
+                sampling, max_output_tokens=min(room, sampling.max_output_tokens)
+            ),
+            recorded=recorded,
+            tool_calls=bool(tools) or turns is not None,
+            single_tool_call=not request.parallel_tool_calls,
         )
-        return Prepared(prompt=prompt, sampling=sampling, recorded=recorded)
 
     def _turns(self, model: str) -> Sequence[RecordedTurn] | None:
         name = model.removeprefix("openai/")
@@ -125,37 +108,57 @@ class ChatFrontend:
             raise RequestRefused(f"model: {model!r} is not served; served are {', '.join(self.models())}")
         return turns
 
-    def _render(self, request: ChatRequest) -> Iterator[int]:
-        if not request.messages:
-            raise RequestRefused("messages: must not be empty")
-        end = self._ids[END]
-        if request.tools:
-            yield self._ids[SYSTEM]
-            definitions = (
-                json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in request.tools
-            )
-            yield from self._encode("\n".join(definitions))
-            yield end
-        for index, message in enumerate(request.messages):
-            role = message.get("role")
-            if role not in _ROLES:
-                raise RequestRefused(
-                    f"messages[{index}].role: {role!r} is not one of {', '.join(map(repr, _ROLES))}"
-                )
-            yield self._ids[_ROLES[role]]
-            yield from self._body(_text(message, index), _calls(message, index))
-            yield end
-        yield self._ids[ASSISTANT]
+    # Tools and grammars
 
-    def _body(self, text: str, calls: Sequence[str]) -> Iterator[int]:
-        yield from self._encode(text)
-        for call in calls:
-            yield self._ids[TOOL_CALL]
-            yield from self._encode(call)
+    def _tools(self, request: ChatRequest) -> dict[str, dict[str, Any]]:
+        """The schemas of the offered tools' parameters, by name."""
+        tools: dict[str, dict[str, Any]] = {}
+        for index, tool in enumerate(request.tools):
+            function = tool.get("function", tool)
+            if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+                raise RequestRefused(f"tools[{index}].function.name: must be a string")
+            schema = function.get("parameters") or {"type": "object"}
+            if not isinstance(schema, dict):
+                raise RequestRefused(f"tools[{index}].function.parameters: must be a JSON schema")
+            tools[function["name"]] = schema
+        if tools and self._format is None:
+            raise RequestRefused("tools: this model's chat template has no tool calls that are known here")
+        return tools
 
-    def _answer(self, turn: RecordedTurn) -> list[int]:
-        call = call_text(self._tool, json.dumps({"command": turn.command}))
-        return [*self._body(turn.thought, [call]), self._ids[END]]
+    def _grammar(self, request: ChatRequest, tools: dict[str, dict[str, Any]]) -> str:
+        """What the answer must follow, in Lark; "" if it is free."""
+        if request.response_format is not None:
+            field, rules = "response_format", f"start: {json_rule(_schema(request.response_format))}"
+            if tools:
+                raise RequestRefused("response_format: goes with tools only where tool_choice is 'none'")
+        elif request.tool_choice != "auto" and self._format is not None:
+            field, name = "tool_choice", request.tool_choice.removeprefix("tool:")
+            named = {tool: schema for tool, schema in tools.items() if tool == name}
+            chosen = tools if request.tool_choice == "required" else named
+            if not chosen:
+                raise RequestRefused(f"tool_choice: {name!r} asks for a tool that the request does not have")
+            added = self._tokenizer.added
+            rules = self._format.grammar(chosen, added, parallel=request.parallel_tool_calls)
+        else:
+            return ""
+        if fault := grammar_fault(rules):
+            raise RequestRefused(f"{field}: its JSON schema cannot be followed: {fault}")
+        return rules
+
+    # Recorded answers
+
+    def _answer(self, text: str, prompt: list[int], turn: RecordedTurn) -> list[int]:
+        """A recorded turn as the tokens that it is when it comes back in a prompt."""
+        assert self._format is not None
+        clean, tokenizer = self._tokenizer.as_text, self._tokenizer
+        arguments = clean(json.dumps({"command": turn.command}))
+        said = self._format.spell(clean(turn.thought), [ToolCallText(name=self._tool, arguments=arguments)])
+        if tokenizer.end is not None:
+            said += tokenizer.name(tokenizer.end)
+        whole = list(tokenizer.encode_prompt(text + said))
+        if whole[: len(prompt)] == prompt:
+            return whole[len(prompt) :]
+        return list(tokenizer.encode_prompt(said, inner=True))
 
     def _too_long(self) -> RequestRefused:
         return RequestRefused(
@@ -163,57 +166,23 @@ class ChatFrontend:
             f"in the model's context of {self._max_context:,} tokens"
         )
 
-    def _encode_now(self, text: str) -> array[int]:
-        # Known without encoding, which takes a second a megabyte while all others wait.
-        if len(text) > self._max_context * self._longest_token:
-            raise self._too_long()
-        # JSON can carry half a surrogate pair, which no UTF-8 can: such a character is replaced.
-        valid = text.encode("utf-8", "replace").decode("utf-8")
-        return array("I", self._tokenizer.encode(valid, add_special_tokens=False).ids)
 
-    def _special(self, token: str) -> int:
-        number = self._tokenizer.token_to_id(token)
-        if number is None:
-            raise ValueError(f"{TOKENIZER} lacks the special token {token!r}")
-        return int(number)
+def _max_context(folder: Path) -> int:
+    """The most that a prompt may have. The engine may have less room, which the gateway knows."""
+    stated = read_json(folder / CONFIG).get("max_position_embeddings", _LARGEST_DEFAULT)
+    if not isinstance(stated, int) or stated < 1:
+        raise ValueError(f"{folder / CONFIG}: max_position_embeddings must be a whole number >= 1")
+    return stated
 
 
-def _check_sampling(request: ChatRequest) -> None:
-    if request.max_output_tokens is not None and request.max_output_tokens < 1:
-        raise RequestRefused(f"max_tokens: must be >= 1, got {request.max_output_tokens}")
-    if not request.temperature >= 0:
-        raise RequestRefused(f"temperature: must be >= 0, got {request.temperature}")
-    if not 0 < request.top_p <= 1:
-        raise RequestRefused(f"top_p: must be in (0, 1], got {request.top_p}")
-
-
-def _text(message: dict[str, Any], index: int) -> str:
-    content = message.get("content")
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    field = f"messages[{index}].content"
-    if not isinstance(content, list):
-        raise RequestRefused(f"{field}: must be a string, null or a list of text parts")
-    texts = []
-    for number, part in enumerate(content):
-        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
-            raise RequestRefused(f"{field}[{number}]: only parts of type 'text' are served")
-        texts.append(part["text"])
-    return "".join(texts)
-
-
-def _calls(message: dict[str, Any], index: int) -> list[str]:
-    if message["role"] != "assistant":
-        return []
-    rendered = []
-    for number, call in enumerate(message.get("tool_calls") or ()):
-        function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise RequestRefused(f"messages[{index}].tool_calls[{number}].function.name: must be a string")
-        arguments = function.get("arguments")
-        # The text as the client sends it, unparsed: it is what the model emitted.
-        text = arguments if isinstance(arguments, str) else json.dumps(arguments or {})
-        rendered.append(call_text(function["name"], text))
-    return rendered
+def _schema(response_format: dict[str, Any]) -> dict[str, Any]:
+    kind = response_format.get("type")
+    if kind == "json_object":
+        return {"type": "object"}
+    if kind != "json_schema":
+        raise RequestRefused("response_format.type: must be 'text', 'json_object' or 'json_schema'")
+    described = response_format.get("json_schema")
+    schema = described.get("schema") if isinstance(described, dict) else None
+    if not isinstance(schema, dict):
+        raise RequestRefused("response_format.json_schema.schema: must be a JSON schema")
+    return schema

@@ -1,4 +1,7 @@
-"""A Llama-family decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+"""A Llama-shaped decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+Llama, Mistral, Qwen2 and Qwen3 are this one decoder; they differ in which biases there are and in
+whether queries and keys are normed, and the spec says so.
 
 Only the arithmetic of the layers is here. All sequences of a step go through them packed as one
 batch of tokens; attention, the only part that looks at other tokens, is handed in by the caller,
@@ -23,24 +26,36 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
+class _Linear:
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
 class _Layer:
+    """``qk_norm`` is a weight for each query and key head, [heads + kv heads, head_dim]."""
+
     input_norm: Tensor
-    qkv: Tensor
-    output: Tensor
+    qkv: _Linear
+    qk_norm: Tensor | None
+    output: _Linear
     mlp_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: _Linear
+    down: _Linear
 
 
 class Llama:
-    """The decoder with its weights. Stateless: it may serve any number of KV pools."""
+    """The decoder of all served families with its weights. Stateless: it may serve any number of KV pools."""
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
         """Takes tensors by their Hugging Face names. Raises ``ModelError`` if one does not fit."""
         check_tensors(spec, tensors)
         self.spec, self.dtype = spec, dtype
         self._embedding = tensors["model.embed_tokens.weight"].to(dtype)
-        self._layers = [_layer(tensors, index, dtype) for index in range(spec.layers)]
+        self._layers = [_layer(spec, tensors, index, dtype) for index in range(spec.layers)]
         self._norm = tensors["model.norm.weight"].to(dtype)
         self._head = self._embedding if spec.tied_head else tensors["lm_head.weight"].to(dtype)
         self._cos, self._sin = (table.to(dtype) for table in _rotary_tables(spec))
@@ -54,13 +69,16 @@ class Llama:
         rotated = spec.heads + spec.kv_heads
         for index, layer in enumerate(self._layers):
             normed = F.rms_norm(hidden, shape, layer.input_norm, eps)
-            qkv = F.linear(normed, layer.qkv).view(len(tokens), rotated + spec.kv_heads, spec.head_dim)
-            qk = _rotate(qkv[:, :rotated], cos, sin)
+            qkv = layer.qkv(normed).view(len(tokens), rotated + spec.kv_heads, spec.head_dim)
+            qk = qkv[:, :rotated]
+            if layer.qk_norm is not None:
+                qk = F.rms_norm(qk, (spec.head_dim,), None, eps) * layer.qk_norm
+            qk = _rotate(qk, cos, sin)
             mixed = attend(index, qk[:, : spec.heads], qk[:, spec.heads :], qkv[:, rotated:])
-            hidden = hidden + F.linear(mixed.flatten(1), layer.output)
+            hidden = hidden + layer.output(mixed.flatten(1))
             normed = F.rms_norm(hidden, shape, layer.mlp_norm, eps)
-            gate, up = F.linear(normed, layer.gate_up).chunk(2, dim=-1)
-            hidden = hidden + F.linear(F.silu(gate) * up, layer.down)
+            gate, up = layer.gate_up(normed).chunk(2, dim=-1)
+            hidden = hidden + layer.down(F.silu(gate) * up)
         return F.rms_norm(hidden, shape, self._norm, eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -68,18 +86,27 @@ class Llama:
         return F.linear(hidden, self._head).float()
 
 
-def _layer(tensors: Mapping[str, Tensor], index: int, dtype: torch.dtype) -> _Layer:
+def _layer(spec: ModelSpec, tensors: Mapping[str, Tensor], index: int, dtype: torch.dtype) -> _Layer:
     def get(*names: str) -> Tensor:
-        parts = [tensors[f"model.layers.{index}.{name}.weight"] for name in names]
+        parts = [tensors[f"model.layers.{index}.{name}"] for name in names]
         return torch.cat(parts).to(dtype) if len(parts) > 1 else parts[0].to(dtype)
 
+    def linear(*names: str, bias: bool) -> _Linear:
+        weight = get(*(f"{name}.weight" for name in names))
+        return _Linear(weight, get(*(f"{name}.bias" for name in names)) if bias else None)
+
+    qk_norm = None
+    if spec.qk_norm:
+        heads = [get("self_attn.q_norm.weight")] * spec.heads
+        qk_norm = torch.stack(heads + [get("self_attn.k_norm.weight")] * spec.kv_heads)
     return _Layer(
-        input_norm=get("input_layernorm"),
-        qkv=get("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        output=get("self_attn.o_proj"),
-        mlp_norm=get("post_attention_layernorm"),
-        gate_up=get("mlp.gate_proj", "mlp.up_proj"),
-        down=get("mlp.down_proj"),
+        input_norm=get("input_layernorm.weight"),
+        qkv=linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", bias=spec.qkv_bias),
+        qk_norm=qk_norm,
+        output=linear("self_attn.o_proj", bias=spec.output_bias),
+        mlp_norm=get("post_attention_layernorm.weight"),
+        gate_up=linear("mlp.gate_proj", "mlp.up_proj", bias=spec.mlp_bias),
+        down=linear("mlp.down_proj", bias=spec.mlp_bias),
     )
 
 

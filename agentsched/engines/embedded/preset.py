@@ -18,6 +18,7 @@ from agentsched.engines.embedded.tokenizer import (
     CORPUS_BYTES,
     END,
     SPECIAL_TOKENS,
+    TEMPLATE,
     VOCABULARY,
     standard_library,
     train_tokenizer,
@@ -25,6 +26,7 @@ from agentsched.engines.embedded.tokenizer import (
 
 SEED_KEY = "random_weights_seed"
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+TOKENIZER_CONFIG, CHAT_TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 
 # Sized by measurement on one Zen 4 core in fp32: a prefill of 14,000 tokens takes 1.0 s and one of 18,000
 # 1.5 s, nearly all of it attention; a decode step of 8 sequences at 8,000 tokens each takes 2.7 ms. One
@@ -41,6 +43,7 @@ _DEMO: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "tie_word_embeddings": True,
     "dtype": "float32",
+    SEED_KEY: 0,
 }
 # For tests: the same shape of model at a hundredth of the cost.
 _TINY = _DEMO | {
@@ -57,7 +60,7 @@ PRESETS: dict[str, dict[str, Any]] = {"demo": _DEMO, "tiny": _TINY}
 def ensure_model(
     cache: Path, *, progress: Callable[[str], None], preset: str = "demo", seed: int = 0
 ) -> Path:
-    """The folder inside ``cache`` with the preset's ``config.json`` and ``tokenizer.json``.
+    """The folder inside ``cache`` with the preset's config, tokenizer and chat template.
 
     Made if it is not there (some seconds: the tokenizer is trained), under a name that changes with
     all that it depends on; ``progress`` gets a line of text before each slow part. Raises
@@ -70,7 +73,14 @@ def ensure_model(
         "eos_token_id": SPECIAL_TOKENS.index(END),
         "bos_token_id": None,
     }
-    recipe = [config, SPECIAL_TOKENS, CORPUS_BYTES, platform.python_version(), tokenizers.__version__]
+    recipe = [
+        config,
+        SPECIAL_TOKENS,
+        TEMPLATE,
+        CORPUS_BYTES,
+        platform.python_version(),
+        tokenizers.__version__,
+    ]
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
     folder = cache / f"{preset}-{digest}"
     if not folder.exists():
@@ -86,6 +96,8 @@ def _write(folder: Path, config: dict[str, Any]) -> None:
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         train_tokenizer(standard_library()).save(str(made / TOKENIZER))
+        (made / CHAT_TEMPLATE).write_text(TEMPLATE, "utf-8")
+        (made / TOKENIZER_CONFIG).write_text(json.dumps({"eos_token": END}) + "\n", "utf-8")
         (made / CONFIG).write_text(json.dumps(config, indent=1) + "\n", "utf-8")
         made.chmod(0o755)
         try:

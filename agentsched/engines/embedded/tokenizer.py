@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer trained on the sources of Python's own standard library.
+"""A byte-level BPE tokenizer trained on the sources of Python's own standard library, and its template.
 
 No tokenizer can be fetched where no model hub is reachable, and agents mostly read and write code:
 the standard library is code that every machine has. Byte-level, so any text can be encoded.
@@ -15,6 +15,26 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 SYSTEM, USER, ASSISTANT, TOOL = "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"
 TOOL_CALL, END = "<|tool_call|>", "<|end|>"
 SPECIAL_TOKENS = (END, SYSTEM, USER, ASSISTANT, TOOL, TOOL_CALL)
+
+# Each message begins with its role's token and ends with <|end|>; tools are a first system message.
+TEMPLATE = """\
+{%- if tools -%}
+{{- '<|system|>' -}}
+{%- for tool in tools -%}
+{{- '' if loop.first else '\\n' -}}{{- tool.get('function', tool) | tojson -}}
+{%- endfor -%}
+{{- '<|end|>' -}}
+{%- endif -%}
+{%- for message in messages -%}
+{{- '<|' + message.role + '|>' + message.content -}}
+{%- for call in message.tool_calls -%}
+{{- '<|tool_call|>{"name": ' + call.function.name | tojson -}}
+{{- ', "arguments": ' + call.function.arguments | tojson + '}' -}}
+{%- endfor -%}
+{{- '<|end|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
+"""
 
 VOCABULARY = 8192
 # The whole standard library is about 11 MB; the cap keeps training short should it ever grow.
