@@ -33,10 +33,12 @@ def load_executor(
     block_tokens: int = 16,
     threads: int = 1,
     dtype: torch.dtype | None = None,
+    kernels: bool = True,
 ) -> TorchExecutor:
     """The folder's model over ``kv_tokens`` of KV, rounded down to whole blocks.
 
-    ``dtype`` is the config's own by default. Raises ``ModelError``; ``ValueError`` for bad numbers.
+    ``dtype`` is the config's own by default; ``kernels`` False computes by torch alone. Raises
+    ``ModelError``; ``ValueError`` for bad numbers.
     """
     if block_tokens < 1:
         raise ValueError(f"block_tokens must be >= 1, got {block_tokens}")
@@ -49,6 +51,7 @@ def load_executor(
         block_tokens=block_tokens,
         threads=threads,
         sampler=_sampler(folder, spec),
+        kernels=kernels,
     )
 
 
