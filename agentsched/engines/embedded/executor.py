@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from agentsched.engines.embedded.batch import Batcher
+from agentsched.engines.embedded.batch import Batch, Batcher
+from agentsched.engines.embedded.graphs import DecodeGraphs
 from agentsched.engines.embedded.memory import zeros
 from agentsched.engines.embedded.model import Llama
 from agentsched.engines.embedded.ops import ops_for
@@ -17,7 +18,7 @@ from agentsched.engines.execution import Row, Sampled
 
 
 class TorchExecutor:
-    """The model on the CPU. Not thread-safe; sets torch's thread count for the whole process."""
+    """The model on its device. Not thread-safe; sets torch's thread count for the whole process."""
 
     def __init__(
         self,
@@ -27,9 +28,10 @@ class TorchExecutor:
         block_tokens: int = 16,
         threads: int = 1,
         sampler: Sampler | None = None,
-        kernels: bool = True,
+        kernels: str = "auto",
+        graphs: bool | None = None,
     ) -> None:
-        """``kernels`` False computes by torch alone, as where there is no compiler."""
+        """``kernels`` as in ``ops.py``; ``graphs`` for decode steps, by default on a GPU."""
         for name, amount in (
             ("num_blocks", num_blocks),
             ("block_tokens", block_tokens),
@@ -43,7 +45,19 @@ class TorchExecutor:
         self.sampler = sampler or Sampler()
         shape = (num_blocks * block_tokens, model.spec.kv_heads, model.spec.head_dim)
         self.ops = ops_for(model.spec, model.dtype, model.device, threads=threads, kernels=kernels)
-        self._batcher = Batcher(block_tokens)
+        self._batcher = Batcher(block_tokens, model.device)
+        graphs = model.device.type == "cuda" if graphs is None else graphs
+        self._graphs: DecodeGraphs | None = None
+        if graphs:
+            # One block more, that nobody owns: what pads a decode step writes there.
+            shape = (shape[0] + block_tokens, *shape[1:])
+            self._graphs = DecodeGraphs(
+                self._forward,
+                spare=num_blocks,
+                table_blocks=min(num_blocks, -(-model.spec.max_context_tokens // block_tokens)),
+                block_tokens=block_tokens,
+                device=model.device,
+            )
         # A tensor a layer: what writes one big tensor may copy all of it.
         self._pools = [
             (zeros(shape, model.dtype, model.device), zeros(shape, model.dtype, model.device))
@@ -80,5 +94,9 @@ class TorchExecutor:
     def logits(self, rows: Sequence[Row]) -> Tensor:
         """Write the rows' KV; scores [rows with ``sampling``, vocabulary] after their last tokens."""
         batch = self._batcher.batch(rows)
-        hidden = self._model.forward(batch, self._pools, self.ops)
-        return self._model.logits(hidden, self.ops)
+        if self._graphs is not None and batch.decodes:
+            return self._graphs.run(batch)
+        return self._forward(batch)
+
+    def _forward(self, batch: Batch) -> Tensor:
+        return self._model.logits(self._model.forward(batch, self._pools, self.ops), self.ops)

@@ -31,7 +31,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
 
 _log = logging.getLogger(__name__)
@@ -104,6 +103,8 @@ def find_kernels(dtype: torch.dtype) -> Kernels | None:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
+    import platformdirs  # a GPU's benchmark does without it
+
     return load_library(platformdirs.user_cache_path("agentsched") / "kernels")
 
 

@@ -166,11 +166,22 @@ _KERNEL_MAX_ROWS = 48
 _WIDEN_MIN_ROWS = 8
 
 
+KERNELS = ("auto", "torch", "triton")
+
+
 def ops_for(
-    spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, threads: int = 1, kernels: bool = True
+    spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, threads: int = 1, kernels: str = "auto"
 ) -> TorchOps:
-    """The fastest that this machine has. ``kernels`` False: torch alone."""
-    found = find_kernels(dtype) if kernels and device.type == "cpu" else None
+    """By default the fastest that this machine has: Triton on a GPU, our kernels on a CPU. ``torch`` is the
+    CPU without them; ``triton`` on a CPU wants its interpreter."""
+    if kernels not in KERNELS:
+        raise ValueError(f"kernels must be one of {', '.join(KERNELS)}, got {kernels!r}")
+    if kernels == "triton" or (kernels == "auto" and device.type != "cpu"):
+        # Not to be had, nor needed, everywhere.
+        from agentsched.engines.embedded.paged_triton import TritonOps
+
+        return TritonOps(spec, dtype, device)
+    found = find_kernels(dtype) if kernels == "auto" else None
     return TorchOps(spec, dtype, device) if found is None else KernelOps(spec, dtype, found, threads)
 
 

@@ -140,6 +140,7 @@ class Contender:
             "SGLANG_USE_CPU_ENGINE": "1",
             "CUDA_VISIBLE_DEVICES": "",
         }
+        cores = sorted(os.sched_getaffinity(0))[:threads]
         self._log = log
         with log.open("w") as complaints:
             self._process = subprocess.Popen(
@@ -149,6 +150,7 @@ class Contender:
                 stderr=complaints,
                 text=True,
                 env=environment,
+                preexec_fn=lambda: os.sched_setaffinity(0, cores),  # some choose their threads themselves
             )
         self.hello = self._answer()
 
