@@ -68,9 +68,10 @@ class DecodeGraphs:
         return step.logits[:count]
 
     def _padding(self, size: int) -> tuple[np.ndarray, ...]:
-        nothing = np.zeros(size, np.int64)
-        tables = np.full((size, self._table_blocks), self._spare, np.int32)
-        return nothing, nothing, np.full(size, self._spare * self._block, np.int64), nothing, tables
+        """Tokens, positions, slots, starts and tables of rows that nobody asked for."""
+        tokens, positions, starts = np.zeros((3, size), np.int64)
+        slots = np.full(size, self._spare * self._block, np.int64)
+        return tokens, positions, slots, starts, np.full((size, self._table_blocks), self._spare, np.int32)
 
     def _record(self, size: int) -> _Step:
         tokens, _, _, starts, tables = self._padding(size)

@@ -207,7 +207,7 @@ def measure(case: Case, sglang: Path | None, say: Callable[[str], None]) -> Resu
             tokens, (_, weights) = case.prompt_tokens, _weights(case.config)
             if (
                 case.shorter_tokens
-                and 2 * weights * BATCH * tokens > PREFILL_PATIENCE_S * limits["matmul_flops"]
+                and 2 * weights * BATCH * tokens > PREFILL_PATIENCE_S * limits["own_type_flops"]
             ):
                 tokens = case.shorter_tokens
             result = Result(case, tokens, limits)

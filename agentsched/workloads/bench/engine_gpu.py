@@ -60,7 +60,7 @@ class Load:
     chunk: int
 
 
-FULL, SMALL = Load(64, 4096, 64, 8192, 2048), Load(3, 40, 3, 48, 32)
+FULL, SMALL = Load(64, 4096, 64, 8192, 2048), Load(2, 20, 1, 24, 16)
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,14 @@ class Machine:
         from agentsched.engines.embedded.spec import ModelSpec
         from agentsched.engines.embedded.weights import tensor_shapes
 
-        self.device, dtype = torch.device(device), torch.bfloat16
+        self.device = torch.device(device)
+        # Triton's interpreter does not multiply bf16.
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
         spec = ModelSpec.of(LlamaConfig(**config, tie_word_embeddings=False))
         shapes = tensor_shapes(spec)
         model = Llama(spec, _Random(shapes, self.device, dtype), dtype, device)
         ops = ops_for(spec, dtype, self.device, kernels="triton")
+        self.size = dtype.itemsize
         self.kv_bytes = 2 * spec.layers * spec.kv_heads * spec.head_dim * dtype.itemsize
         self.weights = sum(rows * columns for rows, columns in (s for s in shapes.values() if len(s) == 2))
         self.weights -= spec.vocabulary * spec.hidden  # of the embedding a row a token is read
@@ -157,7 +160,7 @@ class Machine:
     def decode(self) -> tuple[float, float]:
         """Seconds a step, host included, and seconds that the device computes of it."""
         rows = [self._rows(step) for step in range(self.load.steps)]
-        for row in rows[:3]:
+        for row in rows[:1]:
             self._step(row)
         self.wait()
         begin = time.perf_counter()
@@ -169,7 +172,7 @@ class Machine:
         def replay() -> torch.Tensor:
             return self.graphs.run(batch).argmax(-1)
 
-        return whole, self.timed(replay, 20)
+        return whole, self.timed(replay, len(rows))
 
     def _step(self, rows: list[Any]) -> list[int]:
         """What the executor does of a step: the next tokens must be with the host."""
@@ -189,7 +192,7 @@ class Machine:
             for batch in batches:
                 self._forward(batch)
 
-        return self.timed(run, 3)
+        return self.timed(run, 3 if self.device.type == "cuda" else 1)
 
     def limits(self, tiny: bool) -> tuple[float, float]:
         """Operations of bf16 products a second; bytes moved a second."""
@@ -227,7 +230,7 @@ def measure(machine: Machine, tiny: bool) -> dict[str, float]:
         step, busy = machine.decode()
         prefill = machine.prefill()
     load, spec = machine.load, machine.spec
-    read = 2 * machine.weights + load.batch * (load.context + load.steps / 2) * machine.kv_bytes
+    read = machine.size * machine.weights + load.batch * (load.context + load.steps / 2) * machine.kv_bytes
     attention = 2 * spec.layers * spec.heads * spec.head_dim * load.prompt
     work = load.prompt * (2 * machine.layer_weights + attention)
     return {
