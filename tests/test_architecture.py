@@ -40,9 +40,9 @@ ARROWS: dict[str, tuple[str, ...]] = {
 
 # Third-party package -> the only places that import it: their adapters.
 ADAPTERS: dict[str, tuple[str, ...]] = {
-    "torch": ("agentsched.engines.embedded",),
-    "transformers": ("agentsched.engines",),
-    "safetensors": ("agentsched.engines.embedded",),
+    "torch": ("agentsched.engines.embedded", "agentsched.workloads.bench"),
+    "transformers": ("agentsched.engines", "agentsched.workloads.bench"),
+    "safetensors": ("agentsched.engines.embedded", "agentsched.workloads.bench"),
     "llguidance": ("agentsched.engines.embedded",),
     "tokenizers": ("agentsched.engines", "agentsched.workloads"),
     "aiohttp": ("agentsched.daemon", "agentsched.engines", "agentsched.workloads", "agentsched.cli"),

@@ -35,17 +35,22 @@ def load_executor(
     block_tokens: int = 16,
     threads: int = 1,
     dtype: torch.dtype | None = None,
+    device: str | None = None,
+    kernels: str = "auto",
 ) -> TorchExecutor:
     """The folder's model over ``kv_tokens`` of KV, rounded down to whole blocks.
 
-    ``dtype`` is the config's own by default. Raises ``ModelError``; ``ValueError`` for bad numbers.
+    ``dtype`` is the config's own by default, ``device`` a GPU where there is one; ``kernels`` as in
+    ``ops.py``. Raises ``ModelError``; ``ValueError`` for bad numbers.
     """
     if block_tokens < 1:
         raise ValueError(f"block_tokens must be >= 1, got {block_tokens}")
     spec = load_spec(folder)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     need_bytes = kv_tokens * token_bytes(spec, dtype or spec.dtype)
-    check_memory(need_bytes, f"KV of {kv_tokens:,} tokens", "ask for fewer (--kv-tokens)")
-    model = Llama(spec, load_tensors(folder, spec), dtype or spec.dtype)
+    if device == "cpu":
+        check_memory(need_bytes, f"KV of {kv_tokens:,} tokens", "ask for fewer (--kv-tokens)")
+    model = Llama(spec, load_tensors(folder, spec), dtype or spec.dtype, device)
     num_blocks = kv_tokens // block_tokens
     return TorchExecutor(
         model,
@@ -53,6 +58,7 @@ def load_executor(
         block_tokens=block_tokens,
         threads=threads,
         sampler=_sampler(folder, spec),
+        kernels=kernels,
     )
 
 
@@ -100,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--chunk-tokens", type=int, default=512, help="prefill tokens in a step")
     parser.add_argument("--max-running", type=int, default=64)
     parser.add_argument("--dtype", choices=sorted(_DTYPES), default=None, help="the config's by default")
+    parser.add_argument("--device", default=None, help="cpu or cuda; cuda by default where there is a GPU")
     parser.add_argument("--name", default=KIND, help="the engine's name in reports")
     options = parser.parse_args(arguments)
     try:
@@ -109,6 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             block_tokens=options.block_tokens,
             threads=options.threads,
             dtype=_DTYPES.get(options.dtype),
+            device=options.device,
         )
         engine = BatchingEngine(
             executor,

@@ -1,4 +1,5 @@
-"""Attention of one sequence's new tokens over its whole context, on one CPU core.
+"""Attention by torch alone: one sequence's new tokens over its whole context. On the CPU this is what is left
+where our kernels are not (``native.py``), which is why it is fast too.
 
 The new tokens see everything before them and, causally, each other. A mask for that costs 20 %
 more than none. So the context is split: the past, in as many contiguous pieces as it lies in, needs
@@ -13,20 +14,63 @@ matrix products the CPU does 2.5 times faster than that kernel, plain products i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from agentsched.engines.embedded.batch import Batch, Blocks
 
 _FUSED: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 # Scores of one tile should stay near the core: 128 queries by 8k keys in bf16 are 2 MB a head.
 _TILE_QUERIES = 128
-# From here on plain products in bf16 are faster than the fused kernel.
+# From here on plain products in bf16 are faster than the fused kernel, where bf16 is fast.
 _TILED_MIN_QUERIES = 32
 _TILED_MIN_HEAD_DIM = 64
+# More runs than this are gathered: a further piece costs a kernel call and a merge.
+_MAX_RUNS = 4
 
 Piece = tuple[Tensor, Tensor]
 """Keys and values of neighbouring positions, each [positions, kv heads, head_dim]."""
+
+
+def attend_batch(q: Tensor, pool: Piece, batch: Batch) -> Tensor:
+    """``attend`` for each row of a batch over its blocks: [tokens, heads, head_dim]."""
+    keys, values = pool
+    parts, begin = [], 0
+    for start, end, table in zip(batch.starts_np, batch.ends_np, batch.tables_np, strict=True):
+        n = int(end) - begin
+        # A lone token reads itself from KV too: one piece less to merge.
+        past = _pieces(keys, values, table, int(start) + (n == 1), batch.block)
+        new = (keys[batch.slots[begin:end]], values[batch.slots[begin:end]]) if n > 1 else None
+        parts.append(attend(q[begin:end], past, new))
+        begin = int(end)
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _pieces(keys: Tensor, values: Tensor, table: Blocks, length: int, block: int) -> list[Piece]:
+    """The first ``length`` positions of a row, in order: runs of neighbouring blocks in place, or a copy."""
+    if not length:
+        return []
+    used = table[: -(-length // block)]
+    breaks = np.flatnonzero(np.diff(used) != 1) + 1
+    if len(breaks) >= _MAX_RUNS:
+        blocks = torch.from_numpy(used)
+
+        def gather(pool: Tensor) -> Tensor:
+            rows = pool.view(pool.shape[0] // block, -1).index_select(0, blocks)
+            return rows.view(-1, *pool.shape[1:])[:length]
+
+        return [(gather(keys), gather(values))]
+    pieces = []
+    for run in np.split(used, breaks):
+        first, size = int(run[0]) * block, min(length, len(run) * block)
+        pieces.append((keys[first : first + size], values[first : first + size]))
+        length -= size
+    return pieces
 
 
 def attend(q: Tensor, past: Sequence[Piece], new: Piece | None) -> Tensor:
@@ -41,9 +85,16 @@ def attend(q: Tensor, past: Sequence[Piece], new: Piece | None) -> Tensor:
 
 
 def _tiles_win(q: Tensor) -> bool:
-    return (
-        q.dtype == torch.bfloat16 and q.shape[0] >= _TILED_MIN_QUERIES and q.shape[2] >= _TILED_MIN_HEAD_DIM
-    )
+    large = q.shape[0] >= _TILED_MIN_QUERIES and q.shape[2] >= _TILED_MIN_HEAD_DIM
+    return large and q.dtype == torch.bfloat16 and fast_bf16()
+
+
+@cache
+def fast_bf16() -> bool:
+    """Whether the CPU's matrix products in bf16 are faster than in fp32. Asked of a private operator;
+    where that is not there we believe so."""
+    asked: Any = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return asked is None or bool(asked())
 
 
 def attend_fused(q: Tensor, past: Sequence[Piece], new: Piece | None) -> Tensor:

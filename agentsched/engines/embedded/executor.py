@@ -1,86 +1,25 @@
-"""Computes batches of rows with the decoder over block-paged KV held in one tensor a layer.
-
-The linear layers see all rows packed as one batch; attention goes row by row over that row's
-blocks. Neighbouring blocks are read in place: only a context that lies scattered in many runs is
-gathered into a copy first.
-"""
+"""Computes batches of rows with the decoder over block-paged KV held in one tensor a layer."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from agentsched.engines.embedded.attention import Piece, attend
+from agentsched.engines.embedded.batch import Batch, Batcher
+from agentsched.engines.embedded.graphs import DecodeGraphs
 from agentsched.engines.embedded.model import Llama
+from agentsched.engines.embedded.ops import ops_for
+from agentsched.engines.embedded.pages import zeros
 from agentsched.engines.embedded.sampling import Sampler
 from agentsched.engines.embedded.spec import ModelSpec
 from agentsched.engines.execution import Row, Sampled
 
-# More runs than this are gathered: a further piece costs a kernel call and a merge a layer.
-_MAX_RUNS = 4
-
-
-class _Span:
-    """The past of one row in KV: a few runs of slots read in place, or blocks to gather."""
-
-    __slots__ = ("blocks", "length", "runs")
-
-    def __init__(self, table: np.ndarray[tuple[int], np.dtype[np.int64]], length: int, block: int) -> None:
-        used = table[: -(-length // block)]
-        breaks = np.flatnonzero(np.diff(used) != 1) + 1
-        self.length = length
-        self.blocks: Tensor | None = None
-        self.runs: list[tuple[int, int]] = []
-        if length and len(breaks) >= _MAX_RUNS:
-            self.blocks = torch.from_numpy(used)
-        elif length:
-            left = length
-            for run in np.split(used, breaks):
-                first, size = int(run[0]) * block, min(left, len(run) * block)
-                self.runs.append((first, first + size))
-                left -= size
-
-    def pieces(self, keys: Tensor, values: Tensor, block: int) -> list[Piece]:
-        """The past's keys and values in one layer's pools, in order."""
-        if self.blocks is not None:
-            return [(self._gather(keys, block), self._gather(values, block))]
-        return [(keys[start:end], values[start:end]) for start, end in self.runs]
-
-    def _gather(self, pool: Tensor, block: int) -> Tensor:
-        assert self.blocks is not None
-        rows = pool.view(pool.shape[0] // block, -1).index_select(0, self.blocks)
-        return rows.view(-1, *pool.shape[1:])[: self.length]
-
-
-class _Batch:
-    """One step's rows, packed: tokens, their positions and KV slots, and each row's part of them."""
-
-    def __init__(self, rows: Sequence[Row], block: int) -> None:
-        self.spans: list[_Span] = []
-        self.bounds: list[tuple[int, int]] = []
-        tokens, positions, slots, end = [], [], [], 0
-        for row in rows:
-            n = len(row.tokens)
-            table = np.asarray(row.blocks, dtype=np.int64)
-            position = np.arange(row.start, row.start + n)
-            tokens.append(np.asarray(row.tokens, dtype=np.int64))
-            positions.append(position)
-            slots.append(table[position // block] * block + position % block)
-            # A lone token reads itself from KV too: one piece less to merge.
-            self.spans.append(_Span(table, row.start + (n == 1), block))
-            self.bounds.append((end, end + n))
-            end += n
-        self.tokens = torch.from_numpy(np.concatenate(tokens))
-        self.positions = torch.from_numpy(np.concatenate(positions))
-        self.slots = torch.from_numpy(np.concatenate(slots))
-
 
 class TorchExecutor:
-    """The model on the CPU. Not thread-safe; sets torch's thread count for the whole process."""
+    """The model on its device. Not thread-safe; sets torch's thread count for the whole process."""
 
     def __init__(
         self,
@@ -90,7 +29,10 @@ class TorchExecutor:
         block_tokens: int = 16,
         threads: int = 1,
         sampler: Sampler | None = None,
+        kernels: str = "auto",
+        graphs: bool | None = None,
     ) -> None:
+        """``kernels`` as in ``ops.py``; ``graphs`` for decode steps, by default on a GPU."""
         for name, amount in (
             ("num_blocks", num_blocks),
             ("block_tokens", block_tokens),
@@ -103,9 +45,23 @@ class TorchExecutor:
         self._model = model
         self.sampler = sampler or Sampler()
         shape = (num_blocks * block_tokens, model.spec.kv_heads, model.spec.head_dim)
-        # One tensor a layer, written at once so that a step pays no page faults.
+        self.ops = ops_for(model.spec, model.dtype, model.device, threads=threads, kernels=kernels)
+        self._batcher = Batcher(block_tokens, model.device)
+        graphs = model.device.type == "cuda" if graphs is None else graphs
+        self._graphs: DecodeGraphs | None = None
+        if graphs:
+            # One block more, that nobody owns: what pads a decode step writes there.
+            shape = (shape[0] + block_tokens, *shape[1:])
+            self._graphs = DecodeGraphs(
+                self._forward,
+                spare=num_blocks,
+                table_blocks=min(num_blocks, -(-model.spec.max_context_tokens // block_tokens)),
+                block_tokens=block_tokens,
+                device=model.device,
+            )
+        # A tensor a layer: what writes one big tensor may copy all of it.
         self.pools = [
-            (torch.zeros(shape, dtype=model.dtype), torch.zeros(shape, dtype=model.dtype))
+            (zeros(shape, model.dtype, model.device), zeros(shape, model.dtype, model.device))
             for _ in range(model.spec.layers)
         ]
 
@@ -126,7 +82,7 @@ class TorchExecutor:
         return self._model.spec.max_context_tokens
 
     def run(self, rows: Sequence[Row]) -> tuple[float, list[Sampled]]:
-        """One step; see ``agentsched.engines.batching.Executor``. Seconds are wall time."""
+        """One step; see ``agentsched.engines.execution.Executor``. Seconds are wall time."""
         began = time.perf_counter()
         try:
             with torch.inference_mode():
@@ -147,22 +103,13 @@ class TorchExecutor:
     @torch.inference_mode()
     def logits(self, rows: Sequence[Row]) -> Tensor:
         """Write the rows' KV; scores [rows with ``sampling``, vocabulary] after their last tokens."""
-        batch = _Batch(rows, self.block_tokens)
+        batch = self._batcher.batch(rows)
+        if self._graphs is not None and batch.decodes:
+            return self._graphs.run(batch)
+        return self._forward(batch)
 
-        def attend_rows(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = self.pools[layer]
-            keys.index_copy_(0, batch.slots, k)
-            values.index_copy_(0, batch.slots, v)
-            parts = []
-            for span, (start, end) in zip(batch.spans, batch.bounds, strict=True):
-                new = (k[start:end], v[start:end]) if end - start > 1 else None
-                past = span.pieces(keys, values, self.block_tokens)
-                parts.append(attend(q[start:end], past, new))
-            return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-        hidden = self._model.forward(batch.tokens, batch.positions, attend_rows)
-        last = [end - 1 for row, (_, end) in zip(rows, batch.bounds, strict=True) if row.sampling is not None]
-        return self._model.logits(hidden[last])
+    def _forward(self, batch: Batch) -> Tensor:
+        return self._model.logits(self._model.forward(batch, self.pools, self.ops), self.ops)
 
 
 def _short_of_memory(error: RuntimeError) -> bool:
