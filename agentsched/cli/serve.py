@@ -101,6 +101,14 @@ def _usable_core(ctx: click.Context, param: click.Parameter, core: int | None) -
     help="Seconds between signs of life on a stream that waits.",
 )
 @click.option(
+    "--silence",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Seconds for which an answer that is not streamed may be silent; then white space keeps its "
+    "connection alive.",
+)
+@click.option(
     "--engine-core",
     type=click.IntRange(min=0),
     callback=_usable_core,
@@ -122,6 +130,7 @@ def serve(
     max_hold: float,
     idle_close: float,
     ping: float,
+    silence: float,
     engine_core: int | None,
     ready_file: Path | None,
     verbose: bool,
@@ -144,6 +153,7 @@ def serve(
         max_hold_s=max_hold,
         idle_close_s=idle_close,
         ping_s=ping,
+        silence_s=silence,
         run={"engine": engine, "capacity": kv_tokens},
     )
     ready_line = f"(policy {policy}, engine {engine}, {kv_tokens:,} KV tokens)"

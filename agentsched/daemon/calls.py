@@ -19,11 +19,12 @@ from typing import cast
 import msgspec
 
 from agentsched.core import events as ev
-from agentsched.daemon.chat import Ending, Parsed, Piece, ToolCall, Usage
+from agentsched.daemon.answers import Ending, Piece, ToolCall, Usage
+from agentsched.daemon.apis.contract import Request
 from agentsched.daemon.errors import ApiError, engine_gone, overloaded, refused
 from agentsched.daemon.gate import Gate, Ticket, TurnedAway
 from agentsched.daemon.host import Host
-from agentsched.daemon.identity import Ask, Claim, Identities, body_digest
+from agentsched.daemon.identity import Ask, Claim, Identities
 from agentsched.daemon.programs import Programs
 from agentsched.daemon.stopping import StopStrings
 from agentsched.engines.contract import (
@@ -48,7 +49,7 @@ class LiveCall:
 
     name: str
     claim: Claim
-    parsed: Parsed
+    request: Request
     prepared: Prepared
     arrived_s: float
     attached: int = 1
@@ -69,6 +70,15 @@ class LiveCall:
         return self.claim.program
 
     @property
+    def usage(self) -> Usage:
+        """What is known of it now."""
+        return Usage(
+            prompt_tokens=len(self.prepared.prompt),
+            cached_tokens=self.cached_tokens,
+            output_tokens=self.output_tokens,
+        )
+
+    @property
     def held(self) -> bool:
         """Whether it waits at the gate."""
         return self.ticket is not None and not self.ticket.passed.done()
@@ -76,6 +86,16 @@ class LiveCall:
     @property
     def ended(self) -> bool:
         return self.ending is not None or self.error is not None
+
+    async def over(self, timeout_s: float) -> bool:
+        """Wait until the end; False if the time ran out."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self.ended:
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def more(self, seen: int, timeout_s: float | None = None) -> bool:
         """Wait until there are more than ``seen`` pieces, or the end; False if the time ran out."""
@@ -131,11 +151,10 @@ class Calls:
 
     def join(
         self,
-        parsed: Parsed,
+        ask: Ask,
+        request: Request,
         prepared: Prepared,
         *,
-        stated: str | None,
-        retry: bool,
         deadline_s: float | None = None,
     ) -> LiveCall:
         """The call of a request: a new one, or the live one that it is a retry of. The caller is
@@ -144,21 +163,18 @@ class Calls:
         if self.unavailable is not None:
             raise self.unavailable
         prepared = self._fitted(prepared)
-        digest = body_digest(parsed.raw)
-        claim = self._identities.resolve(
-            Ask(messages=parsed.chat.messages, digest=digest, stated=stated, retry=retry)
-        )
-        if (live := self._live.get((claim.program, digest))) is not None:
+        claim = self._identities.resolve(ask)
+        if (live := self._live.get((claim.program, ask.digest))) is not None:
             live.attached += 1
             return live
         call = LiveCall(
             name=uuid.uuid4().hex,
             claim=claim,
-            parsed=parsed,
+            request=request,
             prepared=prepared,
             arrived_s=asyncio.get_running_loop().time(),
         )
-        self._live[claim.program, digest] = call
+        self._live[claim.program, ask.digest] = call
         self.open_program(claim.program, deadline_s)
         self._arrive(call, claim.answers)
         call.task = asyncio.create_task(self._run(call), name=f"call {call.name}")
@@ -197,13 +213,15 @@ class Calls:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
+    @property
+    def room_tokens(self) -> int:
+        """The largest context, output included, that any engine has room for; 0 without an engine."""
+        can = (engine.capabilities for engine in self._host.engines.values())
+        return max((min(c.max_context_tokens, c.capacity_tokens) for c in can), default=0)
+
     def _fitted(self, prepared: Prepared) -> Prepared:
         """The engine's KV may be smaller than the model's context: leave out what cannot fit."""
-        engines = self._host.engines.values()
-        room = max(
-            (min(e.capabilities.max_context_tokens, e.capabilities.capacity_tokens) for e in engines),
-            default=0,
-        )
+        room = self.room_tokens
         left = room - len(prepared.prompt)
         if not room or prepared.sampling.max_output_tokens <= left:
             return prepared
@@ -255,7 +273,7 @@ class Calls:
         except ApiError as error:
             self._end_badly(call, error)
         except RequestRefused as error:
-            self._end_badly(call, refused(error))
+            self._end_badly(call, refused(error, call.request.fields))
         except Exception:
             _log.exception("call %s failed by a fault of the daemon", call.name)
             self._end_badly(
@@ -291,7 +309,7 @@ class Calls:
         )
         decoder = self._frontend.decoder()
         # A recorded answer is emitted as it was recorded, in full.
-        stops = StopStrings(() if request.recorded is not None else call.parsed.stop)
+        stops = StopStrings(() if request.recorded is not None else call.request.stop)
         try:
             items = cast("AsyncGenerator[CallItem, None]", engine.generate(request))
             async with aclosing(items):
@@ -301,10 +319,10 @@ class Calls:
                             call.output_tokens += len(item.tokens)
                             self._deliver(call, decoder.feed(item.tokens), stops)
                             if stops.hit:
-                                self._end_well(call, None)
+                                self._end_well(call, None, stops.found)
                         case ev.CallFinished():
                             self._deliver(call, decoder.finish(), stops, last=True)
-                            self._end_well(call, item)
+                            self._end_well(call, item, stops.found)
                         case ev.CallAborted():
                             raise ApiError(
                                 500, f"the engine ended the call: {item.reason}", kind="server_error"
@@ -332,8 +350,10 @@ class Calls:
             call.pieces.append(Piece(text, minted))
             call.notify()
 
-    def _end_well(self, call: LiveCall, finished: ev.CallFinished | None) -> None:
-        """``finished`` is None where a stop string ended the answer before the engine did."""
+    def _end_well(
+        self, call: LiveCall, finished: ev.CallFinished | None, stop_string: str | None = None
+    ) -> None:
+        """``finished`` is None where ``stop_string`` ended the answer before the engine did."""
         tools = [tool for piece in call.pieces for tool in piece.tool_calls]
         refs = tuple(ev.ToolCallRef(tool_call=tool.id, tool=tool.name) for tool in tools)
         done = finished or ev.CallFinished(
@@ -355,7 +375,7 @@ class Calls:
             cached_tokens=done.cached_tokens,
             output_tokens=done.output_tokens,
         )
-        call.ending = Ending(reason, usage)
+        call.ending = Ending(reason, usage, stop_string)
         call.notify()
 
     def _cancel(self, call: LiveCall, error: ApiError) -> None:

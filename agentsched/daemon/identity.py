@@ -24,11 +24,13 @@ import re
 import secrets
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import msgspec
+
+from agentsched.engines.frontend import ChatRequest
 
 Message = dict[str, Any]
 
@@ -49,7 +51,7 @@ class Minted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """What identity needs of a request. ``digest`` is the body's canonical hash; ``retry`` says that
+    """What identity needs of a request. ``digest`` is ``call_digest`` of it; ``retry`` says that
     the client itself calls this a retry."""
 
     messages: list[Message]
@@ -239,10 +241,9 @@ class Identities:
             self._turns.pop(chain)
 
 
-def body_digest(body: dict[str, Any]) -> bytes:
-    """Canonical hash of a request: equal for a retry, whatever the order of keys or the transport."""
-    kept = {k: v for k, v in body.items() if k not in {"stream", "stream_options", "program_id"}}
-    return _hash(_encoder.encode(kept))
+def call_digest(chat: ChatRequest, stop: Sequence[str] = ()) -> bytes:
+    """Canonical hash of what is asked: equal for a retry, by whatever API and transport it comes."""
+    return _hash(_encoder.encode([chat, stop]))
 
 
 def _hash(data: bytes) -> bytes:

@@ -18,6 +18,7 @@ from agentsched import __version__
 from agentsched.core import Core, make_policy
 from agentsched.core.log import Header
 from agentsched.daemon.calls import Calls
+from agentsched.daemon.delivery import Delivery
 from agentsched.daemon.errors import ApiError, engine_gone
 from agentsched.daemon.eventlog import EventLog
 from agentsched.daemon.gate import Gate
@@ -48,6 +49,7 @@ class Settings:
     max_hold_s: float = 600.0
     idle_close_s: float = 900.0
     ping_s: float = 5.0
+    silence_s: float = 30.0
     drain_s: float = 3.0
     body_limit_bytes: int = 64 * 1024 * 1024
     run: Mapping[str, str | int | float] = field(default_factory=dict)
@@ -153,7 +155,7 @@ class Daemon:
             identities,
             metrics,
             self._frontend,
-            ping_s=settings.ping_s,
+            Delivery(ping_s=settings.ping_s, silence_s=settings.silence_s),
         )
 
     async def _supervise(self, supervisor: Supervisor) -> None:

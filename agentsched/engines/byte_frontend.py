@@ -44,11 +44,7 @@ class ByteFrontend:
         """See ``Frontend.prepare``."""
         if request.model.removeprefix("openai/") != MODEL:
             raise RequestRefused(f"model: {request.model!r} is not served; served is {MODEL}")
-        if not request.messages:
-            raise RequestRefused("messages: must not be empty")
-        parts = [json.dumps(tool) + "\n" for tool in request.tools]
-        parts += [_render(message, index) for index, message in enumerate(request.messages)]
-        prompt = _encode("".join(parts) + "assistant: ")
+        prompt = _prompt(request)
         room = self._max_context_tokens - len(prompt)
         if room < 1:
             raise RequestRefused(
@@ -56,7 +52,7 @@ class ByteFrontend:
                 f"of {self._max_context_tokens} tokens"
             )
         limit = min(room, request.max_output_tokens or DEFAULT_OUTPUT_TOKENS)
-        told = _told(request.messages)
+        told = _told(request)
         recorded = None if told is None else _encode(told)[: min(room, request.max_output_tokens or room)]
         sampling = Sampling(
             max_output_tokens=limit if recorded is None else len(recorded),
@@ -108,14 +104,29 @@ def _encode(text: str) -> list[int]:
     return list(text.encode("ascii", "backslashreplace"))
 
 
-def _told(messages: list[dict[str, Any]]) -> str | None:
+def _prompt(request: ChatRequest) -> list[int]:
+    if isinstance(request.prompt, list):
+        return request.prompt
+    if request.prompt is not None:
+        return _encode(request.prompt)
+    if not request.messages:
+        raise RequestRefused("messages: must not be empty")
+    parts = [json.dumps(tool) + "\n" for tool in request.tools]
+    parts += [_render(message, index) for index, message in enumerate(request.messages)]
+    return _encode("".join(parts) + "assistant: ")
+
+
+def _told(request: ChatRequest) -> str | None:
     """The answer that the conversation asks for, if it does."""
+    messages = request.messages
     said = [m for m in messages if m.get("role") == "user"]
     text = _text(said[-1], messages.index(said[-1])) if said else ""
+    if isinstance(request.prompt, str):
+        text = request.prompt
     command, _, rest = text.partition(" ")
     if command == "/say" and rest:
         return rest
-    if command == "/call" and rest:
+    if command == "/call" and rest and messages:
         return "done" if messages[-1].get("role") == "tool" else f"{_CALL}{rest}{_END}"
     return None
 

@@ -11,11 +11,13 @@ from agentsched.engines.contract import Sampling
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The part of a chat completion request that an engine needs. ``messages`` and ``tools`` are in
-    the OpenAI form; the gateway has checked their types."""
+    the OpenAI form; the gateway has checked their types. ``prompt``, if set, is text or tokens to go on
+    with as they are, and there are no messages."""
 
     model: str
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] = []
+    prompt: str | list[int] | None = None
     max_output_tokens: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0

@@ -8,7 +8,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentsched.daemon.identity import Ask, Claim, Identities, body_digest
+from agentsched.daemon.identity import Ask, Claim, Identities, call_digest
+from agentsched.engines.frontend import ChatRequest
 
 TASK = [{"role": "system", "content": "You repair code."}, {"role": "user", "content": "Repair it."}]
 
@@ -19,7 +20,7 @@ def identities(**options: Any) -> Identities:
 
 
 def ask(messages: list[dict[str, Any]], **options: Any) -> Ask:
-    return Ask(messages=messages, digest=body_digest({"messages": messages}), **options)
+    return Ask(messages=messages, digest=call_digest(ChatRequest(model="m", messages=messages)), **options)
 
 
 def answered(known: Identities, messages: list[dict[str, Any]], text: str, **options: Any) -> Claim:
@@ -170,10 +171,11 @@ def test_what_was_not_used_for_longest_is_forgotten() -> None:
 
 
 def test_a_digest_is_of_what_is_asked_not_of_how_it_is_sent() -> None:
-    body = {"model": "m", "messages": TASK, "temperature": 0}
-    again = {"temperature": 0, "messages": TASK, "model": "m", "stream": True, "program_id": "p"}
-    assert body_digest(body) == body_digest(again)
-    assert body_digest(body) != body_digest(body | {"temperature": 1})
+    asked = ChatRequest(model="m", messages=TASK)
+    again = ChatRequest(messages=[dict(reversed(message.items())) for message in TASK], model="m")
+    assert call_digest(asked) == call_digest(again)
+    assert call_digest(asked) != call_digest(ChatRequest(model="m", messages=TASK, temperature=1.0))
+    assert call_digest(asked) != call_digest(asked, ["END"])
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.text(max_size=40)), max_size=30))

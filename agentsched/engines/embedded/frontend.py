@@ -126,6 +126,9 @@ class ChatFrontend:
         return turns
 
     def _render(self, request: ChatRequest) -> Iterator[int]:
+        if request.prompt is not None:
+            yield from self._encode(request.prompt) if isinstance(request.prompt, str) else request.prompt
+            return
         if not request.messages:
             raise RequestRefused("messages: must not be empty")
         end = self._ids[END]
