@@ -366,9 +366,8 @@ class Calls:
         self._forget(call)
         self._identities.answered(call.claim, "".join(piece.text for piece in call.pieces))
         cut = done.output_tokens >= call.prepared.sampling.max_output_tokens and finished is not None
-        recorded = call.prepared.recorded
-        if recorded is not None:
-            cut = cut and len(recorded) > done.output_tokens
+        if call.prepared.recorded is not None:
+            cut = call.prepared.recorded_cut or done.output_tokens < len(call.prepared.recorded)
         reason = "tool_calls" if tools else "length" if cut else "stop"
         usage = Usage(
             prompt_tokens=done.prompt_tokens,

@@ -10,12 +10,14 @@ not a tool's result begins with
 * ``/call NAME ARGUMENTS``, the answer is a call of that tool (ARGUMENTS is JSON text); once its result
   is there, the next answer is the text ``done``.
 
-Any other prompt is answered with characters of no meaning, up to the limit of the request.
+Any other prompt is answered with characters of no meaning, up to the limit of the request. Who serves
+the model may give it another mind: a function from request to answer.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from agentsched.engines.contract import RequestRefused, Sampling
@@ -31,8 +33,13 @@ _CALL, _END = "\x01", "\x02"
 class ByteFrontend:
     """``agentsched.engines.frontend.Frontend`` of the simulated model."""
 
-    def __init__(self, max_context_tokens: int) -> None:
+    def __init__(
+        self, max_context_tokens: int, mind: Callable[[ChatRequest], str | None] | None = None
+    ) -> None:
+        """``mind`` gives the answer to a request (with ``call_text`` for calls of tools), or None for one
+        without meaning."""
         self._max_context_tokens = max_context_tokens
+        self._mind = mind or _told
 
     def models(self) -> list[str]:
         return [MODEL]
@@ -52,15 +59,21 @@ class ByteFrontend:
                 f"of {self._max_context_tokens} tokens"
             )
         limit = min(room, request.max_output_tokens or DEFAULT_OUTPUT_TOKENS)
-        told = _told(request)
-        recorded = None if told is None else _encode(told)[: min(room, request.max_output_tokens or room)]
+        told = self._mind(request)
+        whole = None if told is None else _encode(told)
+        recorded = whole and whole[: min(room, request.max_output_tokens or room)]
         sampling = Sampling(
             max_output_tokens=limit if recorded is None else len(recorded),
             temperature=request.temperature,
             top_p=request.top_p,
             seed=request.seed,
         )
-        return Prepared(prompt=prompt, sampling=sampling, recorded=recorded)
+        return Prepared(prompt=prompt, sampling=sampling, recorded=recorded, recorded_cut=recorded != whole)
+
+
+def call_text(name: str, arguments: str) -> str:
+    """A call of a tool as the simulated model writes it; ``arguments`` is JSON text."""
+    return f"{_CALL}{name} {arguments}{_END}"
 
 
 class ByteDecoder:
@@ -136,7 +149,7 @@ def _render(message: dict[str, Any], index: int) -> str:
     if role not in _ROLES:
         raise RequestRefused(f"messages[{index}].role: {role!r} is not one of {', '.join(sorted(_ROLES))}")
     functions = [call["function"] for call in message.get("tool_calls") or ()]
-    calls = "".join(f"{_CALL}{f['name']} {f.get('arguments', '')}{_END}" for f in functions)
+    calls = "".join(call_text(f["name"], f.get("arguments", "")) for f in functions)
     return f"{role}: {_text(message, index)}{calls}\n"
 
 

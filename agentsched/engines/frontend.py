@@ -25,11 +25,13 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
-    """A request in tokens. ``recorded`` as in ``GenerateRequest``."""
+    """A request in tokens. ``recorded`` as in ``GenerateRequest``; ``recorded_cut``: there was more of it
+    than the request's limit allows."""
 
     prompt: list[int]
     sampling: Sampling
     recorded: list[int] | None = None
+    recorded_cut: bool = False
 
 
 class ToolCallText(msgspec.Struct, frozen=True, kw_only=True):

@@ -102,11 +102,12 @@ class ChatFrontend:
         if room < 1:
             raise self._too_long()
         limit = min(room, request.max_output_tokens or self._default_output)
-        recorded = None
+        whole = recorded = None
         if turns is not None:
             answered = sum(message.get("role") == "assistant" for message in request.messages)
             limit = min(room, request.max_output_tokens or room)
-            recorded = self._answer(turns[min(answered, len(turns) - 1)])[:limit]
+            whole = self._answer(turns[min(answered, len(turns) - 1)])
+            recorded = whole[:limit]
         sampling = Sampling(
             max_output_tokens=limit,
             temperature=request.temperature,
@@ -114,7 +115,7 @@ class ChatFrontend:
             seed=request.seed,
             stop_tokens=(self._ids[END],),
         )
-        return Prepared(prompt=prompt, sampling=sampling, recorded=recorded)
+        return Prepared(prompt=prompt, sampling=sampling, recorded=recorded, recorded_cut=recorded != whole)
 
     def _turns(self, model: str) -> Sequence[RecordedTurn] | None:
         name = model.removeprefix("openai/")
