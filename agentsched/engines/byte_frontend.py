@@ -26,6 +26,7 @@ from agentsched.engines.frontend import ChatRequest, Delta, Prepared, ToolCallTe
 MODEL = "simulated"
 VOCABULARY = 128
 DEFAULT_OUTPUT_TOKENS = 64
+Mind = Callable[[ChatRequest], str | None]
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _CALL, _END = "\x01", "\x02"
 
@@ -33,9 +34,7 @@ _CALL, _END = "\x01", "\x02"
 class ByteFrontend:
     """``agentsched.engines.frontend.Frontend`` of the simulated model."""
 
-    def __init__(
-        self, max_context_tokens: int, mind: Callable[[ChatRequest], str | None] | None = None
-    ) -> None:
+    def __init__(self, max_context_tokens: int, mind: Mind | None = None) -> None:
         """``mind`` gives the answer to a request (with ``call_text`` for calls of tools), or None for one
         without meaning."""
         self._max_context_tokens = max_context_tokens

@@ -31,7 +31,7 @@ from agentsched.daemon.apis.reading import (
 from agentsched.daemon.errors import ApiError, bad_field
 from agentsched.engines.frontend import ChatRequest
 
-_THOUGHTS = frozenset({"thinking", "redacted_thinking"})
+_THOUGHTS = ("thinking", "redacted_thinking")
 _ROLES = ("user", "assistant", "system")
 _ERROR_KINDS = {
     401: "authentication_error",

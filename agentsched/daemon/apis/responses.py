@@ -129,7 +129,7 @@ class _Conversation:
             if not isinstance(content, str):
                 content = _parts(f"{field}.output", content)
             self.add(field, role="tool", tool_call_id=_required(item, field, "call_id"), content=content)
-        elif kind not in _PASSED_OVER:
+        elif not isinstance(kind, str) or kind not in _PASSED_OVER:
             raise bad_field(f"{field}.type", f"items of type {kind!r} are not served")
 
     def _message(self, field: str, item: dict[str, Any]) -> None:
@@ -164,7 +164,7 @@ def _parts(field: str, content: Any) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = []
     for index, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind in {"input_text", "output_text", "text"} and isinstance(part.get("text"), str):
+        if kind in ("input_text", "output_text", "text") and isinstance(part.get("text"), str):
             parts.append({"type": "text", "text": part["text"]})
         elif kind == "refusal" and isinstance(part.get("refusal"), str):
             parts.append({"type": "text", "text": part["refusal"]})
