@@ -1,9 +1,11 @@
 """Live calls: from their arrival through the gate and the engine to everybody who waits for them.
 
 A ``LiveCall`` is one call as clients see it. Any number of clients may be attached: the one that sent
-it, and retries of it. It goes on while somebody is attached, and when its engine is lost before any
-of its answer left, it begins once more on the next engine. The core knows each beginning by an id of
-its own, so that what it hears of one never mixes with the other.
+it, and retries of it. It goes on while somebody is attached. What runs in an engine ends there as soon as
+nobody is; what still waits for its turn is kept for a moment, since a client whose patience ends comes
+back with the same call, and finds its place again. When its engine is lost before any of its answer
+left, a call begins once more on the next engine. The core knows each beginning by an id of its own, so
+that what it hears of one never mixes with the other.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ import logging
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import cast
 
 import msgspec
@@ -22,9 +23,10 @@ from agentsched.core import events as ev
 from agentsched.daemon.answers import Ending, Piece, ToolCall, Usage
 from agentsched.daemon.apis.contract import Request
 from agentsched.daemon.errors import ApiError, engine_gone, overloaded, refused
-from agentsched.daemon.gate import Gate, Ticket, TurnedAway
+from agentsched.daemon.gate import Gate, TurnedAway
 from agentsched.daemon.host import Host
-from agentsched.daemon.identity import Ask, Claim, Identities
+from agentsched.daemon.identity import Ask, Identities
+from agentsched.daemon.livecall import LiveCall
 from agentsched.daemon.programs import Programs
 from agentsched.daemon.stopping import StopStrings
 from agentsched.engines.contract import (
@@ -42,86 +44,6 @@ _log = logging.getLogger(__name__)
 HELD_RETRY_AFTER_S = 30.0
 
 
-@dataclass(eq=False, kw_only=True)
-class LiveCall:
-    """``pieces`` is the answer so far; then either ``ending`` or ``error`` is set, and nothing changes
-    any more. ``delivered``: some of it has left for a client. ``attached`` counts clients."""
-
-    name: str
-    claim: Claim
-    request: Request
-    prepared: Prepared
-    arrived_s: float
-    attached: int = 1
-    delivered: bool = False
-    pieces: list[Piece] = field(default_factory=list)
-    ending: Ending | None = None
-    error: ApiError | None = None
-    core_name: str = ""
-    beginnings: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    ticket: Ticket | None = None
-    task: asyncio.Task[None] | None = None
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def program(self) -> str:
-        return self.claim.program
-
-    @property
-    def usage(self) -> Usage:
-        """What is known of it now."""
-        return Usage(
-            prompt_tokens=len(self.prepared.prompt),
-            cached_tokens=self.cached_tokens,
-            output_tokens=self.output_tokens,
-        )
-
-    @property
-    def held(self) -> bool:
-        """Whether it waits at the gate."""
-        return self.ticket is not None and not self.ticket.passed.done()
-
-    @property
-    def ended(self) -> bool:
-        return self.ending is not None or self.error is not None
-
-    async def over(self, timeout_s: float) -> bool:
-        """Wait until the end; False if the time ran out."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                while not self.ended:
-                    await self._changed.wait()
-        except TimeoutError:
-            return False
-        return True
-
-    async def more(self, seen: int, timeout_s: float | None = None) -> bool:
-        """Wait until there are more than ``seen`` pieces, or the end; False if the time ran out."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                while len(self.pieces) <= seen and not self.ended:
-                    await self._changed.wait()
-        except TimeoutError:
-            return False
-        return True
-
-    async def end(self) -> Ending:
-        """Wait for the end. Raises the ``ApiError`` that it ended with."""
-        while not self.ended:
-            await self._changed.wait()
-        if self.error is not None:
-            raise self.error
-        assert self.ending is not None
-        return self.ending
-
-    def notify(self) -> None:
-        """Something changed: wake everybody who waits."""
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-
 class Calls:
     """All live calls. ``unavailable``, once set, is what every further call is answered with."""
 
@@ -134,6 +56,7 @@ class Calls:
         frontend: Frontend,
         *,
         max_hold_s: float,
+        retry_grace_s: float,
     ) -> None:
         self.unavailable: ApiError | None = None
         self._host = host
@@ -142,6 +65,7 @@ class Calls:
         self._identities = identities
         self._frontend = frontend
         self._max_hold_s = max_hold_s
+        self._retry_grace_s = retry_grace_s
         self._live: dict[tuple[str, bytes], LiveCall] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -165,6 +89,7 @@ class Calls:
         prepared = self._fitted(prepared)
         claim = self._identities.resolve(ask)
         if (live := self._live.get((claim.program, ask.digest))) is not None:
+            live.clients += 1
             live.attached += 1
             return live
         call = LiveCall(
@@ -183,8 +108,17 @@ class Calls:
         return call
 
     def leave(self, call: LiveCall) -> None:
-        """A client is not interested any more; the last one ends the call."""
+        """A client is not interested any more; the last one ends the call, at once if it is running."""
         call.attached -= 1
+        if call.attached or call.ended:
+            return
+        self._identities.left(call.claim)
+        if call.held:
+            asyncio.get_running_loop().call_later(self._retry_grace_s, self._abandon, call)
+        else:
+            self._abandon(call)
+
+    def _abandon(self, call: LiveCall) -> None:
         if call.attached == 0 and not call.ended:
             self._cancel(call, ApiError(499, "the client went away"))
 

@@ -15,7 +15,7 @@ import logging
 from aiohttp import web
 
 from agentsched.daemon.apis import Api, Writer
-from agentsched.daemon.calls import LiveCall
+from agentsched.daemon.livecall import LiveCall
 
 _log = logging.getLogger(__name__)
 

@@ -17,13 +17,14 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from agentsched.daemon.apis import APIS, Api, ChatCompletions, Completions, Messages, Request
 from agentsched.daemon.apis.reading import check_program, decode_object
-from agentsched.daemon.calls import Calls, LiveCall
+from agentsched.daemon.calls import Calls
 from agentsched.daemon.delivery import Delivery
 from agentsched.daemon.errors import ApiError, bad_field, refused
 from agentsched.daemon.host import Host
 from agentsched.daemon.httplog import one_line
 from agentsched.daemon.identity import Ask, Identities, call_digest
 from agentsched.daemon.intake import parse_events, take
+from agentsched.daemon.livecall import LiveCall
 from agentsched.daemon.metrics import Metrics
 from agentsched.daemon.programs import Programs
 from agentsched.engines.contract import RequestRefused
@@ -102,7 +103,7 @@ class Gateway:
             retry=http.headers.get(_RETRY_HEADER, "0") != "0",
         )
         call = self._calls.join(ask, request, prepared, deadline_s=deadline_s)
-        if call.attached > 1:
+        if call.clients > 1:
             self._metrics.retry_attached()
         try:
             writer = request.writer(call.name, int(time.time()))

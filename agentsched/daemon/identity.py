@@ -182,12 +182,17 @@ class Identities:
         self._last_turn[claim.program] = (claim.chain, turn)
         self._turns[claim.chain] = [*(self._turns.get(claim.chain) or ()), turn]
 
-    def given_up(self, claim: Claim) -> None:
-        """The call ended without an answer: the same call may come again, for the same program."""
-        self._end(claim)
+    def left(self, claim: Claim) -> None:
+        """Nobody waits for the call any more: the same call may come again, for the same program."""
         if claim.known_by == "new":
             programs = self._given_up.get(claim.digest) or []
-            self._given_up[claim.digest] = [*programs, claim.program]
+            if claim.program not in programs:
+                self._given_up[claim.digest] = [*programs, claim.program]
+
+    def given_up(self, claim: Claim) -> None:
+        """The call ended without an answer."""
+        self._end(claim)
+        self.left(claim)
 
     def _end(self, claim: Claim) -> None:
         if claim.turn is not None:
@@ -226,11 +231,15 @@ class Identities:
 
     def _first(self, ask: Ask) -> tuple[str, str]:
         opening = self._opening.setdefault(ask.digest, [])
-        if ask.retry and len(opening) == 1:
-            return opening[0], "retry"
         given_up = self._given_up.get(ask.digest)
-        program = given_up.pop(0) if given_up else self._new_program()
-        opening.append(program)
+        if given_up:
+            program = given_up.pop(0)
+        elif ask.retry and len(opening) == 1:
+            return opening[0], "retry"
+        else:
+            program = self._new_program()
+        if program not in opening:
+            opening.append(program)
         return program, "new"
 
     def _drop_turn(self, chain: bytes, turn: _Turn) -> None:

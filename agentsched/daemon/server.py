@@ -50,6 +50,7 @@ class Settings:
     idle_close_s: float = 900.0
     ping_s: float = 5.0
     silence_s: float = 30.0
+    retry_grace_s: float = 2.0
     drain_s: float = 3.0
     body_limit_bytes: int = 64 * 1024 * 1024
     run: Mapping[str, str | int | float] = field(default_factory=dict)
@@ -146,7 +147,13 @@ class Daemon:
         self._host = Host(core, gate, watchers=[self._programs, metrics], log=log)
         identities = Identities()
         self._calls = Calls(
-            self._host, gate, self._programs, identities, self._frontend, max_hold_s=settings.max_hold_s
+            self._host,
+            gate,
+            self._programs,
+            identities,
+            self._frontend,
+            max_hold_s=settings.max_hold_s,
+            retry_grace_s=settings.retry_grace_s,
         )
         self._gateway = Gateway(
             self._calls,

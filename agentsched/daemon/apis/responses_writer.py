@@ -82,7 +82,9 @@ class ResponseWriter:
         told = error_body(error)["error"]
         failed = self._head | {"status": "failed", "output": self._items, "usage": None}
         failed["error"] = {"code": error.code or error.kind, "message": error.message}
-        return self._event("error", **told) + self._event("response.failed", response=failed)
+        # Clients know no event before the one that opens the response.
+        opened = b"" if self._events else self._event("response.created", response=failed)
+        return opened + self._event("error", **told) + self._event("response.failed", response=failed)
 
     def _say(self, text: str) -> bytes:
         data = b""
