@@ -15,6 +15,7 @@ import click
 import platformdirs
 
 from agentsched.core import POLICY_NAMES
+from agentsched.daemon.care import RULES
 from agentsched.daemon.server import Daemon, Settings
 from agentsched.engines.byte_frontend import VOCABULARY, ByteFrontend
 from agentsched.engines.contract import Engine, EngineGone
@@ -109,6 +110,12 @@ def _usable_core(ctx: click.Context, param: click.Parameter, core: int | None) -
     "connection alive.",
 )
 @click.option(
+    "--no-care",
+    type=click.Choice(list(RULES)),
+    multiple=True,
+    help="Leave out this rule of prefix care (docs/gateway.md); may be repeated.",
+)
+@click.option(
     "--engine-core",
     type=click.IntRange(min=0),
     callback=_usable_core,
@@ -131,6 +138,7 @@ def serve(
     idle_close: float,
     ping: float,
     silence: float,
+    no_care: tuple[str, ...],
     engine_core: int | None,
     ready_file: Path | None,
     verbose: bool,
@@ -154,6 +162,7 @@ def serve(
         idle_close_s=idle_close,
         ping_s=ping,
         silence_s=silence,
+        no_care=frozenset(no_care),
         run={"engine": engine, "capacity": kv_tokens},
     )
     ready_line = f"(policy {policy}, engine {engine}, {kv_tokens:,} KV tokens)"

@@ -22,6 +22,7 @@ import msgspec
 from agentsched.core import events as ev
 from agentsched.daemon.answers import Ending, Piece, ToolCall, Usage
 from agentsched.daemon.apis.contract import Request
+from agentsched.daemon.care import PrefixCare
 from agentsched.daemon.errors import ApiError, engine_gone, overloaded, refused
 from agentsched.daemon.gate import Gate, TurnedAway
 from agentsched.daemon.host import Host
@@ -36,7 +37,7 @@ from agentsched.engines.contract import (
     RequestRefused,
     TokensOut,
 )
-from agentsched.engines.frontend import Delta, Frontend, Prepared
+from agentsched.engines.frontend import Delta, Frontend, Prepared, ToolCallText
 from agentsched.engines.streams import CallItem
 
 _log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Calls:
         programs: Programs,
         identities: Identities,
         frontend: Frontend,
+        care: PrefixCare,
         *,
         max_hold_s: float,
         retry_grace_s: float,
@@ -64,6 +66,7 @@ class Calls:
         self._programs = programs
         self._identities = identities
         self._frontend = frontend
+        self._care = care
         self._max_hold_s = max_hold_s
         self._retry_grace_s = retry_grace_s
         self._live: dict[tuple[str, bytes], LiveCall] = {}
@@ -276,13 +279,15 @@ class Calls:
         text = stops.feed(delta.text)
         if last and not stops.hit:
             text += stops.finish()
-        minted = tuple(
-            ToolCall(self._identities.mint(call.program, call.name), tool.name, tool.arguments)
-            for tool in delta.tool_calls
-        )
+        minted = tuple(self._minted(call, tool) for tool in delta.tool_calls)
         if text or minted:
             call.pieces.append(Piece(text, minted))
             call.notify()
+
+    def _minted(self, call: LiveCall, tool: ToolCallText) -> ToolCall:
+        identifier = self._identities.mint(call.program, call.name)
+        self._care.spellings.keep(identifier, tool.arguments)
+        return ToolCall(identifier, tool.name, tool.arguments)
 
     def _end_well(
         self, call: LiveCall, finished: ev.CallFinished | None, stop_string: str | None = None

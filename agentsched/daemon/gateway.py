@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -18,6 +18,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from agentsched.daemon.apis import APIS, Api, ChatCompletions, Completions, Messages, Request
 from agentsched.daemon.apis.reading import check_program, decode_object
 from agentsched.daemon.calls import Calls
+from agentsched.daemon.care import Change, PrefixCare, shared_tokens
 from agentsched.daemon.delivery import Delivery
 from agentsched.daemon.errors import ApiError, bad_field, refused
 from agentsched.daemon.host import Host
@@ -28,7 +29,7 @@ from agentsched.daemon.livecall import LiveCall
 from agentsched.daemon.metrics import Metrics
 from agentsched.daemon.programs import Programs
 from agentsched.engines.contract import RequestRefused
-from agentsched.engines.frontend import Frontend, Prepared
+from agentsched.engines.frontend import ChatRequest, Frontend, Prepared
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Gateway:
         metrics: Metrics,
         frontend: Frontend,
         delivery: Delivery,
+        care: PrefixCare,
     ) -> None:
         self._calls = calls
         self._host = host
@@ -60,6 +62,8 @@ class Gateway:
         self._metrics = metrics
         self._frontend = frontend
         self._delivery = delivery
+        self._care = care
+        self._measuring: set[asyncio.Task[None]] = set()
         self._started_unix_s = int(time.time())
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="agentsched-tokenize")
 
@@ -85,26 +89,31 @@ class Gateway:
 
     def close(self) -> None:
         """End the tokenizing thread."""
+        for task in self._measuring:
+            task.cancel()
         self._tokenizing.shutdown(wait=False, cancel_futures=True)
 
     # Calls of agents
 
     async def _serve(self, api: Api, http: web.Request) -> web.StreamResponse:
         request = api.read(await _body(http))
+        chat, changes = self._care.tidy(request.chat)
         stated = http.headers.get(PROGRAM_HEADER, request.program)
         if stated is not None:
             check_program(stated, PROGRAM_HEADER)
         deadline_s = _deadline_s(http.headers.get(DEADLINE_HEADER))
-        prepared = await self._prepare(request)
+        prepared = await self._prepare(chat, request.fields)
         ask = Ask(
-            messages=request.chat.messages,
-            digest=call_digest(request.chat, request.stop),
+            messages=chat.messages,
+            digest=call_digest(chat, request.stop),
             stated=stated,
             retry=http.headers.get(_RETRY_HEADER, "0") != "0",
         )
         call = self._calls.join(ask, request, prepared, deadline_s=deadline_s)
         if call.clients > 1:
             self._metrics.retry_attached()
+        else:
+            self._measure(call, changes)
         try:
             writer = request.writer(call.name, int(time.time()))
             if request.stream:
@@ -113,25 +122,46 @@ class Gateway:
         finally:
             self._calls.leave(call)
 
-    async def _prepare(self, request: Request) -> Prepared:
+    async def _prepare(self, chat: ChatRequest, fields: Sequence[str] = ()) -> Prepared:
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._tokenizing, self._frontend.prepare, request.chat)
+            return await loop.run_in_executor(self._tokenizing, self._frontend.prepare, chat)
         except RequestRefused as error:
-            raise refused(error, request.fields) from error
+            raise refused(error, fields) from error
+
+    def _measure(self, call: LiveCall, changes: list[Change]) -> None:
+        """Once the call is over, count what prefix care has gained."""
+        first = self._programs.open[call.program].calls_done == 0
+        for change in changes:
+            if first or not change.once:
+                task = asyncio.create_task(self._gained(call, change))
+                self._measuring.add(task)
+                task.add_done_callback(self._measuring.discard)
+
+    async def _gained(self, call: LiveCall, change: Change) -> None:
+        try:
+            cached_tokens = (await call.end()).usage.cached_tokens
+            without = await self._prepare(change.without)
+        except ApiError:
+            return  # there is no answer to count, or none would be without the rule
+        gained = cached_tokens - shared_tokens(without.prompt, call.prepared.prompt)
+        self._metrics.cared(change.rule, max(0, gained))
 
     # Tokens and models
 
+    async def _prepare_tidy(self, request: Request) -> Prepared:
+        return await self._prepare(self._care.tidy(request.chat)[0], request.fields)
+
     async def _count_tokens(self, http: web.Request) -> web.Response:
         """What a prompt in the form of the Anthropic API would take."""
-        prepared = await self._prepare(Messages().read(await _body(http), counting=True))
+        prepared = await self._prepare_tidy(Messages().read(await _body(http), counting=True))
         return _json(msgspec.json.encode({"input_tokens": len(prepared.prompt)}))
 
     async def _tokenize(self, http: web.Request) -> web.Response:
         """The tokens of a prompt as ``/v1/completions`` or ``/v1/chat/completions`` would take it."""
         body = {"model": self._frontend.models()[0]} | decode_object(await _body(http))
         api = Completions() if "prompt" in body else ChatCompletions()
-        prepared = await self._prepare(api.read(msgspec.json.encode(body)))
+        prepared = await self._prepare_tidy(api.read(msgspec.json.encode(body)))
         told = {
             "count": len(prepared.prompt),
             "max_model_len": self._calls.room_tokens,

@@ -35,6 +35,12 @@ class Metrics:
             ["kind"],
             registry=registry,
         )
+        self._care = Counter(
+            "agentsched_prefix_care_tokens",
+            "Prompt tokens that were cached because a rule of prefix care made them shareable.",
+            ["rule"],
+            registry=registry,
+        )
         self._tools = Counter("agentsched_tool_calls", "Tool calls that ended.", registry=registry)
         self._decisions = Counter(
             "agentsched_decisions", "Decisions of the core.", ["kind"], registry=registry
@@ -102,6 +108,10 @@ class Metrics:
     def retry_attached(self) -> None:
         """A request joined a live call."""
         self._retries.inc()
+
+    def cared(self, rule: str, tokens: int) -> None:
+        """A rule of prefix care made so many tokens shareable that were then shared."""
+        self._care.labels(rule).inc(tokens)
 
     def text(self) -> bytes:
         """All of it in the Prometheus text format."""

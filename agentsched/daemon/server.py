@@ -18,6 +18,7 @@ from agentsched import __version__
 from agentsched.core import Core, make_policy
 from agentsched.core.log import Header
 from agentsched.daemon.calls import Calls
+from agentsched.daemon.care import PrefixCare
 from agentsched.daemon.delivery import Delivery
 from agentsched.daemon.errors import ApiError, engine_gone
 from agentsched.daemon.eventlog import EventLog
@@ -52,6 +53,7 @@ class Settings:
     silence_s: float = 30.0
     retry_grace_s: float = 2.0
     drain_s: float = 3.0
+    no_care: frozenset[str] = frozenset()
     body_limit_bytes: int = 64 * 1024 * 1024
     run: Mapping[str, str | int | float] = field(default_factory=dict)
 
@@ -146,12 +148,14 @@ class Daemon:
         gate = Gate()
         self._host = Host(core, gate, watchers=[self._programs, metrics], log=log)
         identities = Identities()
+        care = PrefixCare(settings.no_care)
         self._calls = Calls(
             self._host,
             gate,
             self._programs,
             identities,
             self._frontend,
+            care,
             max_hold_s=settings.max_hold_s,
             retry_grace_s=settings.retry_grace_s,
         )
@@ -163,6 +167,7 @@ class Daemon:
             metrics,
             self._frontend,
             Delivery(ping_s=settings.ping_s, silence_s=settings.silence_s),
+            care,
         )
 
     async def _supervise(self, supervisor: Supervisor) -> None:

@@ -42,7 +42,7 @@ def reduced(value: Any, key: str = "") -> Any:
         return [reduced(inner, key) for inner in value]
     if key == "user_id" and isinstance(value, str):
         return json.dumps({"session_id": json.loads(value)["session_id"]})
-    if not isinstance(value, str) or key in KEPT_TEXTS or BILLING.fullmatch(value):
+    if not isinstance(value, str) or not value or key in KEPT_TEXTS or BILLING.fullmatch(value):
         return value
     return f"t:{hashlib.sha256(value.encode()).hexdigest()[:12]}:{len(value)}"
 
