@@ -103,7 +103,8 @@ class Calls:
             arrived_s=asyncio.get_running_loop().time(),
         )
         self._live[claim.program, ask.digest] = call
-        self.open_program(claim.program, deadline_s)
+        self._identities.begun(claim)
+        self.open_program(claim.program, deadline_s, claim.parent)
         self._arrive(call, claim.answers)
         call.task = asyncio.create_task(self._run(call), name=f"call {call.name}")
         self._tasks.add(call.task)
@@ -125,10 +126,11 @@ class Calls:
         if call.attached == 0 and not call.ended:
             self._cancel(call, ApiError(499, "the client went away"))
 
-    def open_program(self, program: str, deadline_s: float | None = None) -> None:
+    def open_program(self, program: str, deadline_s: float | None = None, parent: str | None = None) -> None:
         """Tell the core of a program that it does not know yet."""
         if program not in self._programs.open:
-            self._host.post(ev.ProgramOpened(program=program, deadline_s=deadline_s))
+            opened = ev.ProgramOpened(program=program, deadline_s=deadline_s, parent=parent or "")
+            self._host.post(opened)
 
     def close_program(self, program: str) -> bool:
         """End a program and what it still has running; False if it is not open."""

@@ -28,12 +28,15 @@ from agentsched.daemon.intake import parse_events, take
 from agentsched.daemon.livecall import LiveCall
 from agentsched.daemon.metrics import Metrics
 from agentsched.daemon.programs import Programs
+from agentsched.daemon.signals import PROGRAM_HEADER, Origin
 from agentsched.engines.contract import RequestRefused
 from agentsched.engines.frontend import ChatRequest, Frontend, Prepared
 
 _log = logging.getLogger(__name__)
 
-PROGRAM_HEADER = "x-agentsched-program"
+PROGRAM_PATH = "/program/{program}"
+"""Before any path of an API, it names the program: what a client can say that knows a base URL only."""
+
 CALL_HEADER = "x-agentsched-call"
 DEADLINE_HEADER = "x-agentsched-deadline-s"
 _RETRY_HEADER = "x-stainless-retry-count"  # what the clients of both vendors say of a retry
@@ -70,14 +73,19 @@ class Gateway:
     def application(self, *, body_limit_bytes: int) -> web.Application:
         """The aiohttp application, ready for a runner (with ``handler_cancellation``)."""
         app = web.Application(client_max_size=body_limit_bytes, middlewares=[_errors])
-        app.add_routes([web.post(api.path, partial(self._serve, api)) for api in APIS])
+        for base in ("", PROGRAM_PATH):
+            app.add_routes([web.post(base + api.path, partial(self._serve, api)) for api in APIS])
+            app.add_routes(
+                [
+                    web.get(base + "/", self._root),  # aiohttp answers HEAD where it answers GET
+                    web.post(base + "/v1/messages/count_tokens", self._count_tokens),
+                    web.get(base + "/v1/models", self._models),
+                    web.get(base + "/v1/models/{model:.+}", self._model),
+                ]
+            )
         app.add_routes(
             [
-                web.get("/", self._root),  # aiohttp answers HEAD where it answers GET
-                web.post("/v1/messages/count_tokens", self._count_tokens),
                 web.post("/tokenize", self._tokenize),
-                web.get("/v1/models", self._models),
-                web.get("/v1/models/{model:.+}", self._model),
                 web.get("/health", self._health),
                 web.get("/ready", self._ready),
                 web.get("/metrics", self._show_metrics),
@@ -98,21 +106,25 @@ class Gateway:
     async def _serve(self, api: Api, http: web.Request) -> web.StreamResponse:
         request = api.read(await _body(http))
         chat, changes = self._care.tidy(request.chat)
-        stated = http.headers.get(PROGRAM_HEADER, request.program)
-        if stated is not None:
-            check_program(stated, PROGRAM_HEADER)
+        for field, stated in (
+            (PROGRAM_HEADER, http.headers.get(PROGRAM_HEADER)),
+            ("program_id", request.raw.get("program_id")),
+        ):
+            if stated is not None:
+                check_program(stated, field)
         deadline_s = _deadline_s(http.headers.get(DEADLINE_HEADER))
         prepared = await self._prepare(chat, request.fields)
         ask = Ask(
-            messages=chat.messages,
+            chat=chat,
             digest=call_digest(chat, request.stop),
-            stated=stated,
+            origin=_origin(http, request),
             retry=http.headers.get(_RETRY_HEADER, "0") != "0",
         )
         call = self._calls.join(ask, request, prepared, deadline_s=deadline_s)
         if call.clients > 1:
             self._metrics.retry_attached()
         else:
+            self._metrics.identified(call.claim.known_by)
             self._measure(call, changes)
         try:
             writer = request.writer(call.name, int(time.time()))
@@ -229,6 +241,11 @@ class Gateway:
             for view in self._programs.open.values()
         ]
         return _json(msgspec.json.encode({"programs": programs}))
+
+
+def _origin(http: web.Request, request: Request) -> Origin:
+    headers = {name.lower(): value for name, value in http.headers.items()}
+    return Origin(headers=headers, body=request.raw, path=http.match_info.get("program"))
 
 
 async def _body(http: web.Request) -> bytes:

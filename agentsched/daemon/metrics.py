@@ -35,6 +35,12 @@ class Metrics:
             ["kind"],
             registry=registry,
         )
+        self._identified = Counter(
+            "agentsched_calls_identified",
+            "LLM calls by the signal that told whose they are; new: none did.",
+            ["signal"],
+            registry=registry,
+        )
         self._care = Counter(
             "agentsched_prefix_care_tokens",
             "Prompt tokens that were cached because a rule of prefix care made them shareable.",
@@ -108,6 +114,10 @@ class Metrics:
     def retry_attached(self) -> None:
         """A request joined a live call."""
         self._retries.inc()
+
+    def identified(self, signal: str) -> None:
+        """A call's program was found."""
+        self._identified.labels(signal).inc()
 
     def cared(self, rule: str, tokens: int) -> None:
         """A rule of prefix care made so many tokens shareable that were then shared."""

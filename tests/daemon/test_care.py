@@ -151,7 +151,8 @@ async def test_a_session_shares_the_system_prompt_of_another_and_that_is_counted
 
             async def counted() -> bool:
                 # All but what stands before the header.
-                return 0 <= cached - await served_.metric(gained, rule="claude-code-header") < 80
+                told = await served_.metric(gained, rule="claude-code-header")
+                return bool(0 <= cached - told < 80)
 
             await until(counted, "it is not counted")
 
@@ -175,6 +176,6 @@ async def test_an_answer_is_found_in_the_cache_though_the_client_spells_it_anew(
             assert second.cached_tokens >= whole - 16
 
             async def counted() -> bool:
-                return await served_.metric(gained, rule="returned-arguments") > 250
+                return bool(await served_.metric(gained, rule="returned-arguments") > 250)
 
             await until(counted, "it is not counted")

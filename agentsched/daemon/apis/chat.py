@@ -23,7 +23,6 @@ from agentsched.daemon.apis.reading import (
     Limit,
     Sampled,
     Seed,
-    check_program,
     convert,
     decode_object,
     refuse,
@@ -83,8 +82,6 @@ class ChatCompletions:
         body: Body = convert(raw, Body)
         if body.n not in (None, 1):
             raise bad_field("n", f"only one choice is served, not {body.n}; send n requests instead")
-        if body.program_id is not None:
-            check_program(body.program_id, "program_id")
         limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         chat = ChatRequest(
             messages=raw["messages"],
@@ -100,7 +97,6 @@ class ChatCompletions:
             writer=partial(ChatWriter, model=body.model, include_usage=options.include_usage),
             stop=texts(body.stop),
             stream=bool(body.stream),
-            program=body.program_id,
         )
 
     def error(self, error: ApiError) -> bytes:

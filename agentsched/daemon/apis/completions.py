@@ -16,7 +16,6 @@ from agentsched.daemon.apis.reading import (
     Limit,
     Sampled,
     Seed,
-    check_program,
     convert,
     decode_object,
     refuse,
@@ -65,8 +64,6 @@ class Completions:
         for field in ("n", "best_of"):
             if getattr(body, field) not in (None, 1):
                 raise bad_field(field, "only one choice is served; send more requests instead")
-        if body.program_id is not None:
-            check_program(body.program_id, "program_id")
         chat = ChatRequest(
             messages=[],
             prompt=raw["prompt"],
@@ -81,7 +78,6 @@ class Completions:
             writer=partial(CompletionWriter, model=body.model, include_usage=options.include_usage),
             stop=texts(body.stop),
             stream=bool(body.stream),
-            program=body.program_id,
         )
 
     def error(self, error: ApiError) -> bytes:

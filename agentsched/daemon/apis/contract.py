@@ -45,7 +45,6 @@ class Request:
     writer: Callable[[str, int], Writer]
     stop: tuple[str, ...] = ()
     stream: bool = False
-    program: str | None = None
     fields: tuple[str, ...] = ()
 
 

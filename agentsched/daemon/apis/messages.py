@@ -21,7 +21,6 @@ from agentsched.daemon.apis.reading import (
     Limit,
     Sampled,
     called,
-    check_program,
     convert,
     decode_object,
     function,
@@ -79,8 +78,6 @@ class Messages:
         """``counting``: only the prompt matters, and an answer needs no limit."""
         raw = decode_object(data)
         body: Body = convert({"max_tokens": 1} | raw if counting else raw, Body)
-        if body.program_id is not None:
-            check_program(body.program_id, "program_id")
         conversation = _Conversation()
         if body.system:
             conversation.take("system", Message(role="system", content=body.system))
@@ -98,7 +95,6 @@ class Messages:
             writer=partial(MessageWriter, model=body.model),
             stop=texts(body.stop_sequences),
             stream=bool(body.stream),
-            program=body.program_id,
             fields=tuple(conversation.fields),
         )
 

@@ -19,7 +19,6 @@ from agentsched.daemon.apis.reading import (
     Limit,
     Sampled,
     called,
-    check_program,
     convert,
     decode_object,
     function,
@@ -72,8 +71,6 @@ class Responses:
         raw = decode_object(data)
         refuse(raw, _UNSERVED)
         body: Body = convert(raw, Body)
-        if body.program_id is not None:
-            check_program(body.program_id, "program_id")
         tools, wire_tools = _tools(body.tools or [])
         conversation = _Conversation()
         if body.instructions:
@@ -94,7 +91,6 @@ class Responses:
             raw=raw,
             writer=partial(ResponseWriter, asked=raw, wire_tools=wire_tools),
             stream=bool(body.stream),
-            program=body.program_id,
             fields=tuple(conversation.fields),
         )
 
