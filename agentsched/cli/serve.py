@@ -31,9 +31,10 @@ Example: a daemon, an agent that knows nothing of it, and what it did
   curl -s http://127.0.0.1:8090/agentsched/programs
 
 \b
-Any OpenAI client works: base URL http://127.0.0.1:8090/v1, any API key.
-A client that sends the header x-agentsched-program says which program its calls
-belong to; without it, ids of tool calls and the conversation itself tell.
+Any OpenAI client works with base URL http://127.0.0.1:8090/v1, any Anthropic
+client with http://127.0.0.1:8090, and any API key. A client that sends the
+header x-agentsched-program says which program its calls belong to; without
+it, its own session ids, ids of tool calls and the conversation itself tell.
 """
 
 _DEFAULT_KV_TOKENS = 60_000
@@ -143,7 +144,7 @@ def serve(
     ready_file: Path | None,
     verbose: bool,
 ) -> None:
-    """Serve an OpenAI-compatible API that schedules agent programs as wholes.
+    """Serve OpenAI and Anthropic APIs that schedule agent programs as wholes.
 
     Calls of one agent run are recognised as one program; programs are let into the engine only as far
     as their KV fits, and keep it while their tools run. Ends on Ctrl-C or SIGTERM.

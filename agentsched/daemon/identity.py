@@ -166,8 +166,12 @@ class Identities:
     def mint(self, program: str, call: str) -> str:
         """A new tool call id that leads back to the program."""
         tool_call = f"call_{secrets.token_urlsafe(16)}"
-        self._minted[tool_call] = Minted(program, call)
+        self.adopt(tool_call, program, call)
         return tool_call
+
+    def adopt(self, tool_call: str, program: str, call: str) -> None:
+        """This tool call id, which was minted before, leads back to the program."""
+        self._minted[tool_call] = Minted(program, call)
 
     def minted(self, tool_call: str) -> Minted | None:
         """Which call asked for this tool call, if we minted its id and still know."""

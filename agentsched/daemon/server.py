@@ -61,15 +61,22 @@ class Settings:
 class Daemon:
     """One gateway. ``async with`` starts it and stops it in order; ``wait`` says when it cannot go on.
 
-    ``make_engine`` is called for each life of the engine. Entering raises ``OSError`` if the address
-    or the log cannot be used, ``ValueError`` for an unknown policy, and ``EngineGone`` if the engine
-    does not start.
+    ``make_engine`` is called for each life of the engine; ``identities`` says whose a call is. Entering
+    raises ``OSError`` if the address or the log cannot be used, ``ValueError`` for an unknown policy, and
+    ``EngineGone`` if the engine does not start.
     """
 
-    def __init__(self, make_engine: Callable[[], Engine], frontend: Frontend, settings: Settings) -> None:
+    def __init__(
+        self,
+        make_engine: Callable[[], Engine],
+        frontend: Frontend,
+        settings: Settings,
+        identities: Identities | None = None,
+    ) -> None:
         self._settings = settings
         self._make_engine = make_engine
         self._frontend = frontend
+        self._identities = identities or Identities()
         self._stack = contextlib.AsyncExitStack()
         self._supervision: asyncio.Task[None] | None = None
         self.url = ""
@@ -147,7 +154,7 @@ class Daemon:
         metrics = Metrics(self._programs)
         gate = Gate()
         self._host = Host(core, gate, watchers=[self._programs, metrics], log=log)
-        identities = Identities()
+        identities = self._identities
         care = PrefixCare(settings.no_care)
         self._calls = Calls(
             self._host,
