@@ -222,7 +222,11 @@ def test_what_is_imported_is_declared() -> None:
     extras = project["optional-dependencies"]
     names = (
         re.match(r"[\w.-]+", requirement)
-        for requirement in project["dependencies"] + extras["engine"] + extras["demo"] + extras["bench"] + extras["clients"]
+        for requirement in project["dependencies"]
+        + extras["engine"]
+        + extras["demo"]
+        + extras["bench"]
+        + extras["clients"]
     )
     declared = {canonical(name.group()) for name in names if name}
     providers = packages_distributions()

@@ -14,7 +14,7 @@ import logging
 
 from aiohttp import web
 
-from agentsched.daemon.apis import Api, Writer
+from agentsched.daemon.apis import Writer
 from agentsched.daemon.livecall import LiveCall
 
 _log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Delivery:
         return response
 
     async def stream(
-        self, http: web.Request, call: LiveCall, api: Api, writer: Writer, headers: dict[str, str]
+        self, http: web.Request, call: LiveCall, writer: Writer, headers: dict[str, str]
     ) -> web.StreamResponse:
         """Server-sent events. Raises the ``ApiError`` of a call that fails before anything was sent."""
         # What fails at once gets a proper status: headers wait for the first token, but never for a seat.
@@ -67,19 +67,19 @@ class Delivery:
         try:
             await response.prepare(http)
             if not call.pieces and not call.ended:
-                await response.write(api.ping)
-            await self._write(response, call, api, writer)
+                await response.write(writer.ping())
+            await self._write(response, call, writer)
             await response.write_eof()
         except ConnectionResetError:
             _log.info("call %s: a client went away in mid-stream", call.name)
         return response
 
-    async def _write(self, response: web.StreamResponse, call: LiveCall, api: Api, writer: Writer) -> None:
+    async def _write(self, response: web.StreamResponse, call: LiveCall, writer: Writer) -> None:
         seen = 0
         begun = False
         while True:
             if not await call.more(seen, self._ping_s):
-                await response.write(api.ping)
+                await response.write(writer.ping())
                 continue
             data = [] if begun or (call.error and not call.pieces) else [writer.begin(call.usage)]
             begun = True

@@ -129,7 +129,7 @@ class Gateway:
         try:
             writer = request.writer(call.name, int(time.time()))
             if request.stream:
-                return await self._delivery.stream(http, call, api, writer, _names(call))
+                return await self._delivery.stream(http, call, writer, _names(call))
             return await self._delivery.whole(http, call, writer, _names(call))
         finally:
             self._calls.leave(call)

@@ -14,9 +14,9 @@ Signals, the strongest first (``signals.KINDS``):
 
 A call that goes on from the middle of a known conversation is a fork: a program of its own, child of the
 first. So is, within a trace or a path, an agent with another system prompt or other tools, and one that
-begins while the first is busy. A call without tools in a program whose calls have tools is a side
-request (a title, a summary): it belongs to the program, and the conversation does not go on from it unless
-the next call does.
+begins while the first is busy or waits for a tool. A call without tools in a program whose calls have
+tools is a side request (a title, a summary): it belongs to the program, and the conversation does not go
+on from it unless the next call does.
 
 A retry looks like a second copy of a call. It belongs to the program of the first copy if that
 program is known by an id; if it continues a conversation that the first copy has claimed; or if nobody
@@ -89,12 +89,16 @@ class Claim:
     turn: Turn | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Profile:
-    """What kind of agent a program is: its system prompt and tools."""
+    """What kind of agent a program is: its system prompt and tools. ``asked``: the tool calls of its
+    last answer, which was to call ``asked_by``."""
 
     kind: bytes
     tools: bool
+    calls: int = 0
+    asked_by: str = ""
+    asked: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +142,12 @@ class Identities:
         found = self._find(ask, talk, ids, "tool text" if in_text else "tool call")
         profile = _profile(ask, talk)
         known = self._profiles.get(found.program)
-        side = known is not None and known.tools and not profile.tools
-        if known is None or not side:
-            self._profiles[found.program] = profile
+        if known is None:
+            known = self._profiles[found.program] = profile
+        side = known.tools and not profile.tools
+        if not side:
+            known.kind, known.tools = profile.kind, profile.tools
+        known.calls += 1
         if found.parent is not None:
             self._parents[found.program] = found.parent
         if found.turn is not None and not side:
@@ -172,6 +179,10 @@ class Identities:
     def adopt(self, tool_call: str, program: str, call: str) -> None:
         """This tool call id, which was minted before, leads back to the program."""
         self._minted[tool_call] = Minted(program, call)
+        if (known := self._profiles.get(program)) is not None:
+            if known.asked_by != call:
+                known.asked_by, known.asked = call, []
+            known.asked.append(tool_call)
 
     def minted(self, tool_call: str) -> Minted | None:
         """Which call asked for this tool call, if we minted its id and still know."""
@@ -278,10 +289,19 @@ class Identities:
         repeated = [m for m in alike if ask.digest in self._live.get(m, ())]
         if ask.retry and repeated:
             return _Found(repeated[0], scope.kind)
-        idle = [m for m in alike if m not in self._live]
+        if profile.tools and above is not None and above.calls == 1 and not above.tools:
+            return _Found(main, scope.kind)  # that first call was a side request, then
+        idle = [m for m in alike if m not in self._live and not self._waits(m)]
         if idle:
             return _Found(idle[0], scope.kind)
-        return _Found(self._new_program(), scope.kind, parent=main)
+        parents = [m for m in members if self._waits(m)]
+        return _Found(self._new_program(), scope.kind, parent=parents[-1] if parents else main)
+
+    def _waits(self, program: str) -> bool:
+        """Whether a tool call of its last answer is still without a result: a sub-agent may be running."""
+        known = self._profiles.get(program)
+        asked = known.asked if known is not None else ()
+        return any(not minted.answered for i in asked if (minted := self._minted.get(i)) is not None)
 
     def _recalled(self, ask: Ask, talk: Talk) -> _Found | None:
         """A history that was rewritten, by an agent of the same kind, still has the program's own words."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import Any
 
 import anthropic
@@ -140,12 +141,21 @@ async def test_tokens_are_counted_as_the_call_itself_counts_them() -> None:
         assert told["tokens"] == [65, 66]
 
 
+async def test_a_daemon_that_stops_lets_running_calls_end() -> None:
+    async with AsyncExitStack() as clients:
+        async with served(SLOW, drain_s=20) as served_:
+            client = await clients.enter_async_context(OpenAIChat(served_.url, limit=30))
+            asking = asyncio.create_task(client.say("no meaning", stream=True))
+            await until(lambda: served_.steps[0].has_work, "the engine computes")
+        turn = await asking
+    assert (turn.output_tokens, turn.reason) == (30, "length")
+
+
 async def test_ready_says_whether_calls_are_taken() -> None:
     async with served() as served_:
         async with served_.http.get(f"{served_.url}/ready") as answer:
             assert (answer.status, await answer.json()) == (200, {"status": "ready"})
-        held = asyncio.create_task(served_.daemon._drain())
-        await held
+        await served_.daemon._drain()
         async with served_.http.get(f"{served_.url}/ready") as answer:
             assert (answer.status, "shutting down" in (await answer.json())["status"]) == (503, True)
         async with served_.http.get(f"{served_.url}/health") as answer:

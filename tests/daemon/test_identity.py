@@ -352,6 +352,30 @@ def test_an_equal_agent_that_begins_while_the_first_is_busy_is_a_child(scope: An
     assert known.resolve(ask(TASK, retry=True, **scope)).program == main.program
 
 
+@pytest.mark.parametrize("scope", SCOPES)
+def test_an_equal_agent_that_begins_while_the_first_waits_for_a_tool_is_its_child(scope: Any) -> None:
+    known = identities()
+    main = answered(known, TASK, "", tools="ab", **scope)
+    tool_call = known.mint(main.program, "c1")
+    inner = [TASK[0], {"role": "user", "content": "Repair this part."}]
+    child = answered(known, inner, "", tools="ab", **scope)
+    assert (child.program != main.program, child.parent) == (True, main.program)
+    deeper = known.mint(child.program, "c2")
+    innermost = [TASK[0], {"role": "user", "content": "Repair that part."}]
+    assert answered(known, innermost, "done", tools="ab", **scope).parent == child.program
+    for program, asked, call in ((child, inner, deeper), (main, TASK, tool_call)):
+        on = answered(known, [*asked, *tool_turn(call)], "well", tools="ab", **scope)
+        assert on.program == program.program
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_title_that_is_asked_for_first_is_of_the_agent_that_comes_next(scope: Any) -> None:
+    known = identities()
+    title = answered(known, OTHER, "t", **scope)
+    assert answered(known, TASK, "one", tools="ab", **scope).program == title.program
+    assert answered(known, OTHER, "found", tools="c", **scope).parent == title.program
+
+
 def test_clients_that_begin_a_trace_for_each_request_are_known_by_their_conversation() -> None:
     known = identities()
     first = answered(known, TASK, "one", traceparent=TRACE)

@@ -74,7 +74,6 @@ class ChatCompletions:
     """See ``Api``."""
 
     path = "/v1/chat/completions"
-    ping = PING
 
     def read(self, data: bytes) -> Request:
         raw = decode_object(data)
@@ -133,6 +132,9 @@ class ChatWriter:
 
     def begin(self, usage: Usage) -> bytes:
         return self._chunk({"role": "assistant", "content": ""})
+
+    def ping(self) -> bytes:
+        return PING
 
     def piece(self, piece: Piece) -> bytes:
         delta: dict[str, Any] = {"content": piece.text} if piece.text else {}

@@ -50,7 +50,6 @@ class Completions:
     """See ``Api``."""
 
     path = "/v1/completions"
-    ping = PING
 
     def read(self, data: bytes) -> Request:
         raw = decode_object(data)
@@ -102,6 +101,9 @@ class CompletionWriter:
 
     def begin(self, usage: Usage) -> bytes:
         return b""
+
+    def ping(self) -> bytes:
+        return PING
 
     def piece(self, piece: Piece) -> bytes:
         return event(self._head | {"choices": [_choice(_text(piece))]})

@@ -13,7 +13,7 @@ from agentsched.engines.frontend import ChatRequest
 
 class Writer(Protocol):
     """Writes one answer for one client: either ``whole``, or ``begin``, ``piece`` as often as need be, and
-    then ``end`` or ``fail``. ``fail`` may come first."""
+    then ``end`` or ``fail``. ``ping`` may come anywhere before the last, and ``fail`` first."""
 
     def whole(self, pieces: Sequence[Piece], ending: Ending) -> bytes:
         """The body of an answer that is not streamed."""
@@ -21,6 +21,10 @@ class Writer(Protocol):
 
     def begin(self, usage: Usage) -> bytes:
         """What opens a stream. ``usage`` is as known now, without output."""
+        ...
+
+    def ping(self) -> bytes:
+        """A sign of life that no client takes for part of an answer, and every client for one of life."""
         ...
 
     def piece(self, piece: Piece) -> bytes: ...
@@ -49,10 +53,9 @@ class Request:
 
 
 class Api(Protocol):
-    """One API. ``ping`` is a sign of life between the events of its streams, or before the first."""
+    """One API."""
 
     path: str
-    ping: bytes
 
     def read(self, data: bytes) -> Request:
         """Check a request's body. Raises ``ApiError`` (400) that names the field at fault."""

@@ -72,7 +72,6 @@ class Messages:
     """See ``Api``."""
 
     path = "/v1/messages"
-    ping = b'event: ping\ndata: {"type": "ping"}\n\n'
 
     def read(self, data: bytes, *, counting: bool = False) -> Request:
         """``counting``: only the prompt matters, and an answer needs no limit."""
@@ -217,6 +216,9 @@ class MessageWriter:
             "usage": _usage(usage),
         }
         return _event("message_start", message=self._head | opened)
+
+    def ping(self) -> bytes:
+        return _event("ping")
 
     def piece(self, piece: Piece) -> bytes:
         data = b""

@@ -10,6 +10,8 @@ from agentsched.daemon.answers import Ending, ToolCall, Usage
 from agentsched.daemon.errors import ApiError
 
 PING = b": waiting\n\n"
+"""A comment, which clients of both completions APIs skip."""
+
 DONE = b"data: [DONE]\n\n"
 
 

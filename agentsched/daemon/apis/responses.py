@@ -14,7 +14,7 @@ import msgspec
 
 from agentsched.daemon.apis.chat import offered
 from agentsched.daemon.apis.contract import Request
-from agentsched.daemon.apis.openai import PING, error_body
+from agentsched.daemon.apis.openai import error_body
 from agentsched.daemon.apis.reading import (
     Limit,
     Sampled,
@@ -65,7 +65,6 @@ class Responses:
     """See ``Api``."""
 
     path = "/v1/responses"
-    ping = PING
 
     def read(self, data: bytes) -> Request:
         raw = decode_object(data)

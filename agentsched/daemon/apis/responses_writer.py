@@ -62,10 +62,13 @@ class ResponseWriter:
         return msgspec.json.encode(self._ended(ending))
 
     def begin(self, usage: Usage) -> bytes:
+        return b"" if self._events else self.ping()
+
+    def ping(self) -> bytes:
+        """An event of its own: Codex gives up a stream on which only comments come."""
         opened = self._head | {"status": "in_progress", "output": [], "usage": None}
-        return self._event("response.created", response=opened) + self._event(
-            "response.in_progress", response=opened
-        )
+        first = b"" if self._events else self._event("response.created", response=opened)
+        return first + self._event("response.in_progress", response=opened)
 
     def piece(self, piece: Piece) -> bytes:
         data = self._say(piece.text) if piece.text else b""
