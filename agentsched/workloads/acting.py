@@ -36,26 +36,29 @@ _CODE_WORK = "<code>\nprint(len('abc'))\n</code>"
 class ActingMind:
     """``turns``: how many answers with work in them come before the last one. ``acts``: see ``ACTS``.
 
-    ``delegate``: a tool, and its arguments, that is called in the first answer where it is offered, as
-    those are that start a sub-agent."""
+    ``vary``: say it in other words each time. ``delegate``: a tool, and its arguments, that is called in
+    the first answer where it is offered, as those are that start a sub-agent."""
 
     def __init__(
         self,
         turns: int,
         *,
         seed: int = 0,
+        vary: bool = True,
         acts: Acts = ACTS,
         delegate: tuple[str, dict[str, Any]] | None = None,
     ) -> None:
         self._turns = turns
         self._random = Random(seed)
+        self._vary = vary
         self._acts = acts
         self._delegate = delegate
 
     def __call__(self, request: ChatRequest) -> str:
         """The answer to a request."""
         done = sum(message.get("role") == "assistant" for message in request.messages)
-        thought = f"Thought {self._random.getrandbits(64):016x}: I go on with the task."
+        words = self._random.getrandbits(64) if self._vary else done
+        thought = f"Thought {words:016x}: I go on with the task."
         names = [tool["function"]["name"] for tool in request.tools]
         if self._delegate and self._delegate[0] in names and done == 0:
             name, arguments = self._delegate

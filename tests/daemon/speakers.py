@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
 import litellm
 import pytest
 from anthropic import AsyncAnthropic
@@ -150,7 +149,8 @@ class OpenAIResponses(Speaker):
             events: list[Any] = [event async for event in stream]
         assert [event.sequence_number for event in events] == list(range(len(events)))
         if events[-1].type == "response.failed":  # the library leaves it to its user to look
-            raise APIError(events[-1].response.error.message, httpx.Request("POST", self.url), body=None)
+            nothing: Any = None
+            raise APIError(events[-1].response.error.message, nothing, body=None)
         # The library's own get_final_response knows answers that were not cut, only.
         return self._understood(events[-1].response)
 

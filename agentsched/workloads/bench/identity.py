@@ -151,14 +151,14 @@ def scores(pairs: list[tuple[str, Any]]) -> tuple[float, float]:
 
 
 @contextmanager
-def served(turns: int, identities: Identities) -> Iterator[str]:
+def served(turns: int, identities: Identities, *, vary: bool) -> Iterator[str]:
     """A daemon in a thread of its own; gives its URL."""
     ready, stop = threading.Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
     urls: list[str] = []
 
     async def serve() -> None:
-        mind = ActingMind(turns, delegate=DELEGATE)
+        mind = ActingMind(turns, vary=vary, delegate=DELEGATE)
         engine = lambda: InProcessEngine(  # noqa: E731
             simulated(NOTHING_COSTS, KV_TOKENS, vocabulary=VOCABULARY, max_running=256), name="simulated"
         )
@@ -260,14 +260,23 @@ def show(rows: list[dict[str, Any]], calls: list[Heard], console: Console) -> No
 @click.option(
     "--json", "path", type=click.Path(path_type=Path, dir_okay=False), default=RESULT, show_default=True
 )
-def main(runs: int, node_runs: int, turns: int, workers: int, npm: Path | None, path: Path) -> None:
+@click.option("--same-answers", is_flag=True, help="All runs of a client get the same answers.")
+def main(
+    runs: int,
+    node_runs: int,
+    turns: int,
+    workers: int,
+    npm: Path | None,
+    path: Path,
+    same_answers: bool,
+) -> None:
     """Tell the calls of real clients apart, by each signal, and print how well that went."""
     for name in ("OPENAI_AGENTS_DISABLE_TRACING", "MSWEA_CONFIGURED", "MSWEA_SILENT_STARTUP"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     console, began_s = Console(width=180), time.monotonic()
     known = Listening()
-    with tempfile.TemporaryDirectory() as folder, served(turns, known) as url:
+    with tempfile.TemporaryDirectory() as folder, served(turns, known, vary=not same_answers) as url:
         failed = drive(PYTHON_CLIENTS, runs, url, workers, Path(folder))
         if npm is not None:
             failed += drive(node_clients(npm.resolve()), node_runs, url, 4, Path(folder))
