@@ -121,12 +121,12 @@ class Gateway:
             retry=http.headers.get(_RETRY_HEADER, "0") != "0",
         )
         call = self._calls.join(ask, request, prepared, deadline_s=deadline_s)
-        if call.clients > 1:
-            self._metrics.retry_attached()
-        else:
-            self._metrics.identified(call.claim.known_by)
-            self._measure(call, changes)
         try:
+            if call.clients > 1:
+                self._metrics.retry_attached()
+            else:
+                self._metrics.identified(call.claim.known_by)
+                self._measure(call, changes)
             writer = request.writer(call.name, int(time.time()))
             if request.stream:
                 return await self._delivery.stream(http, call, writer, _names(call))

@@ -44,6 +44,9 @@ from agentsched.engines.frontend import ChatRequest
 
 _MINTED = re.compile(r"call_[A-Za-z0-9_-]{22}")
 _MOST_GENERATIONS = 32
+_MOST_MEMBERS = 250
+"""Agents of one run that are told apart."""
+
 _encoder = msgspec.json.Encoder(order="deterministic")
 
 
@@ -238,8 +241,10 @@ class Identities:
             found = self._in_scope(ask, talk, scope, members)
         if found is None:
             found = self._recalled(ask, talk) or self._first(ask, scope)
-        if scope is not None and found.program not in (members or ()):
-            self._scopes[scope.program] = [*(members or ()), found.program]
+        if scope is not None and found.program not in (members := members or []):
+            # The first one stays: it has the run's name.
+            newest = members[1:][-_MOST_MEMBERS:]
+            self._scopes[scope.program] = [*members[:1], *newest, found.program]
         return found
 
     def _known_ids(self, messages: Iterable[Message]) -> tuple[list[str], bool]:
