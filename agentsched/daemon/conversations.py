@@ -174,6 +174,7 @@ def _choice(turns: list[Turn], known: Sequence[Turn], talk: Talk, call: bytes, *
     gone = {t.program for t in known if t.next_prompt is not None and t.next_prompt not in talk.chains}
     copies = [t for t in turns if t.claimed == call]
     free = [t for t in turns if t.claimed is None and t.program not in gone]
+    free.sort(key=lambda t: t.next_prompt is not None)  # one that nobody has gone on from, if there is one
     order = copies + free if retry else free + copies
     return Found(order[0], fork=False) if order else Found(turns[-1], fork=True)
 

@@ -121,7 +121,7 @@ def check(api: Api, body: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("api", APIS, ids=lambda api: api.path)
 @given(body=st.fixed_dictionaries({"model": st.just("simulated")}, optional=FIELDS))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_whatever_is_sent_is_read_or_refused(api: Api, body: dict[str, Any]) -> None:
     check(api, body)
 
@@ -138,7 +138,7 @@ MESSAGES = st.lists(
 
 @pytest.mark.parametrize("api", APIS, ids=lambda api: api.path)
 @given(messages=MESSAGES, tools=ITEMS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_what_is_nearly_right_is_read_or_refused(api: Api, messages: Any, tools: Any) -> None:
     body = {"model": "simulated", "max_tokens": 5, "messages": messages, "input": messages, "tools": tools}
     check(api, body)

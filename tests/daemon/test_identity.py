@@ -202,6 +202,15 @@ def test_interleaved_conversations_never_mix(turns: list[tuple[int, str]]) -> No
     assert len(set(programs.values())) == len(programs)
 
 
+def test_equal_conversations_that_are_continued_one_after_the_other_are_continued_one_each() -> None:
+    """Whatever was answered meanwhile: an equal call is the next run's, before it is one that came twice."""
+    known = identities()
+    runs = [answered(known, TASK, "same").program for _ in range(3)]
+    for turn in range(2):
+        messages = [*TASK, *(part for _ in range(turn + 1) for part in said("same"))]
+        assert {answered(known, messages, "same").program for _ in runs} == set(runs)
+
+
 # Forks, side requests, rewritten histories
 
 LONG_ANSWER = "I have looked at all of the files; the bug is in the parser of dates."
