@@ -54,6 +54,10 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "rich": ("agentsched.cli", "agentsched.workloads"),
     "scipy": ("agentsched.workloads.bounds", "agentsched.workloads.fit", "agentsched.workloads.grid"),
     "matplotlib": ("agentsched.workloads.grid",),
+    "agents": ("agentsched.workloads.live_clients",),
+    "langgraph": ("agentsched.workloads.live_clients",),
+    "langchain_openai": ("agentsched.workloads.live_clients",),
+    "smolagents": ("agentsched.workloads.live_clients",),
 }
 
 # What gives time, chance, threads, files or the network. The core has none of them.
@@ -219,7 +223,11 @@ def test_what_is_imported_is_declared() -> None:
     extras = project["optional-dependencies"]
     names = (
         re.match(r"[\w.-]+", requirement)
-        for requirement in project["dependencies"] + extras["engine"] + extras["demo"] + extras["bench"]
+        for requirement in project["dependencies"]
+        + extras["engine"]
+        + extras["demo"]
+        + extras["bench"]
+        + extras["clients"]
     )
     declared = {canonical(name.group()) for name in names if name}
     providers = packages_distributions()

@@ -15,6 +15,7 @@ import click
 import platformdirs
 
 from agentsched.core import POLICY_NAMES
+from agentsched.daemon.care import RULES
 from agentsched.daemon.server import Daemon, Settings
 from agentsched.engines.byte_frontend import VOCABULARY, ByteFrontend
 from agentsched.engines.contract import Engine, EngineGone
@@ -30,9 +31,10 @@ Example: a daemon, an agent that knows nothing of it, and what it did
   curl -s http://127.0.0.1:8090/agentsched/programs
 
 \b
-Any OpenAI client works: base URL http://127.0.0.1:8090/v1, any API key.
-A client that sends the header x-agentsched-program says which program its calls
-belong to; without it, ids of tool calls and the conversation itself tell.
+Any OpenAI client works with base URL http://127.0.0.1:8090/v1, any Anthropic
+client with http://127.0.0.1:8090, and any API key. A client that sends the
+header x-agentsched-program says which program its calls belong to; without
+it, its own session ids, ids of tool calls and the conversation itself tell.
 """
 
 _DEFAULT_KV_TOKENS = 60_000
@@ -121,6 +123,20 @@ def _usable_core(ctx: click.Context, param: click.Parameter, core: int | None) -
     help="Seconds between signs of life on a stream that waits.",
 )
 @click.option(
+    "--silence",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Seconds for which an answer that is not streamed may be silent; then white space keeps its "
+    "connection alive.",
+)
+@click.option(
+    "--no-care",
+    type=click.Choice(list(RULES)),
+    multiple=True,
+    help="Leave out this rule of prefix care (docs/gateway.md); may be repeated.",
+)
+@click.option(
     "--engine-core",
     type=click.IntRange(min=0),
     callback=_usable_core,
@@ -143,11 +159,13 @@ def serve(
     max_hold: float,
     idle_close: float,
     ping: float,
+    silence: float,
+    no_care: tuple[str, ...],
     engine_core: int | None,
     ready_file: Path | None,
     verbose: bool,
 ) -> None:
-    """Serve an OpenAI-compatible API that schedules agent programs as wholes.
+    """Serve OpenAI and Anthropic APIs that schedule agent programs as wholes.
 
     Calls of one agent run are recognised as one program; programs are let into the engine only as far
     as their KV fits, and keep it while their tools run. Ends on Ctrl-C or SIGTERM.
@@ -165,6 +183,8 @@ def serve(
         max_hold_s=max_hold,
         idle_close_s=idle_close,
         ping_s=ping,
+        silence_s=silence,
+        no_care=frozenset(no_care),
         run={"engine": engine, "capacity": kv_tokens, "host_capacity": host_tokens},
     )
     tier = f" and {host_tokens:,} in host memory" if host_tokens else ""

@@ -49,7 +49,8 @@ class ProgramOpened(Event, frozen=True, kw_only=True):
     """A program's first call is about to arrive, or its owner announced it.
 
     ``weight``: its tenant's. ``host``: where its tools run; "", or one that is not attached, has no limits.
-    ``deadline_s``: seconds from now within which it should end, if it matters.
+    ``deadline_s``: seconds from now within which it should end, if it matters. ``parent``: the program that
+    it is a sub-agent or a fork of, if that is known.
     """
 
     program: str
@@ -57,6 +58,7 @@ class ProgramOpened(Event, frozen=True, kw_only=True):
     weight: float = 1.0
     host: str = ""
     deadline_s: float | None = None
+    parent: str = ""
 
     def __post_init__(self) -> None:
         Value.__post_init__(self)

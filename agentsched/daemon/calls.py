@@ -1,9 +1,11 @@
 """Live calls: from their arrival through the gate and the engine to everybody who waits for them.
 
 A ``LiveCall`` is one call as clients see it. Any number of clients may be attached: the one that sent
-it, and retries of it. It goes on while somebody is attached, and when its engine is lost before any
-of its answer left, it begins once more on the next engine. The core knows each beginning by an id of
-its own, so that what it hears of one never mixes with the other.
+it, and retries of it. It goes on while somebody is attached. What runs in an engine ends there as soon as
+nobody is; what still waits for its turn is kept for a moment, since a client whose patience ends comes
+back with the same call, and finds its place again. When its engine is lost before any of its answer
+left, a call begins once more on the next engine. The core knows each beginning by an id of its own, so
+that what it hears of one never mixes with the other.
 """
 
 from __future__ import annotations
@@ -13,17 +15,19 @@ import logging
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import cast
 
 import msgspec
 
 from agentsched.core import events as ev
-from agentsched.daemon.chat import Ending, Parsed, Piece, ToolCall, Usage
+from agentsched.daemon.answers import Ending, Piece, ToolCall, Usage
+from agentsched.daemon.apis.contract import Request
+from agentsched.daemon.care import PrefixCare
 from agentsched.daemon.errors import ApiError, engine_gone, overloaded, refused
-from agentsched.daemon.gate import Gate, Ticket, TurnedAway
+from agentsched.daemon.gate import Gate, TurnedAway
 from agentsched.daemon.host import Host
-from agentsched.daemon.identity import Ask, Claim, Identities, body_digest
+from agentsched.daemon.identity import Ask, Identities
+from agentsched.daemon.livecall import LiveCall
 from agentsched.daemon.programs import Programs
 from agentsched.daemon.stopping import StopStrings
 from agentsched.engines.contract import (
@@ -33,73 +37,12 @@ from agentsched.engines.contract import (
     RequestRefused,
     TokensOut,
 )
-from agentsched.engines.frontend import Delta, Frontend, Prepared
+from agentsched.engines.frontend import Delta, Frontend, Prepared, ToolCallText
 from agentsched.engines.streams import CallItem
 
 _log = logging.getLogger(__name__)
 
 HELD_RETRY_AFTER_S = 30.0
-
-
-@dataclass(eq=False, kw_only=True)
-class LiveCall:
-    """``pieces`` is the answer so far; then either ``ending`` or ``error`` is set, and nothing changes
-    any more. ``delivered``: some of it has left for a client. ``attached`` counts clients."""
-
-    name: str
-    claim: Claim
-    parsed: Parsed
-    prepared: Prepared
-    arrived_s: float
-    attached: int = 1
-    delivered: bool = False
-    pieces: list[Piece] = field(default_factory=list)
-    ending: Ending | None = None
-    error: ApiError | None = None
-    core_name: str = ""
-    beginnings: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    ticket: Ticket | None = None
-    task: asyncio.Task[None] | None = None
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def program(self) -> str:
-        return self.claim.program
-
-    @property
-    def held(self) -> bool:
-        """Whether it waits at the gate."""
-        return self.ticket is not None and not self.ticket.passed.done()
-
-    @property
-    def ended(self) -> bool:
-        return self.ending is not None or self.error is not None
-
-    async def more(self, seen: int, timeout_s: float | None = None) -> bool:
-        """Wait until there are more than ``seen`` pieces, or the end; False if the time ran out."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                while len(self.pieces) <= seen and not self.ended:
-                    await self._changed.wait()
-        except TimeoutError:
-            return False
-        return True
-
-    async def end(self) -> Ending:
-        """Wait for the end. Raises the ``ApiError`` that it ended with."""
-        while not self.ended:
-            await self._changed.wait()
-        if self.error is not None:
-            raise self.error
-        assert self.ending is not None
-        return self.ending
-
-    def notify(self) -> None:
-        """Something changed: wake everybody who waits."""
-        self._changed.set()
-        self._changed = asyncio.Event()
 
 
 class Calls:
@@ -112,8 +55,10 @@ class Calls:
         programs: Programs,
         identities: Identities,
         frontend: Frontend,
+        care: PrefixCare,
         *,
         max_hold_s: float,
+        retry_grace_s: float,
     ) -> None:
         self.unavailable: ApiError | None = None
         self._host = host
@@ -121,7 +66,9 @@ class Calls:
         self._programs = programs
         self._identities = identities
         self._frontend = frontend
+        self._care = care
         self._max_hold_s = max_hold_s
+        self._retry_grace_s = retry_grace_s
         self._live: dict[tuple[str, bytes], LiveCall] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -131,11 +78,10 @@ class Calls:
 
     def join(
         self,
-        parsed: Parsed,
+        ask: Ask,
+        request: Request,
         prepared: Prepared,
         *,
-        stated: str | None,
-        retry: bool,
         deadline_s: float | None = None,
     ) -> LiveCall:
         """The call of a request: a new one, or the live one that it is a retry of. The caller is
@@ -144,22 +90,21 @@ class Calls:
         if self.unavailable is not None:
             raise self.unavailable
         prepared = self._fitted(prepared)
-        digest = body_digest(parsed.raw)
-        claim = self._identities.resolve(
-            Ask(messages=parsed.chat.messages, digest=digest, stated=stated, retry=retry)
-        )
-        if (live := self._live.get((claim.program, digest))) is not None:
+        claim = self._identities.resolve(ask)
+        if (live := self._live.get((claim.program, ask.digest))) is not None:
+            live.clients += 1
             live.attached += 1
             return live
         call = LiveCall(
             name=uuid.uuid4().hex,
             claim=claim,
-            parsed=parsed,
+            request=request,
             prepared=prepared,
             arrived_s=asyncio.get_running_loop().time(),
         )
-        self._live[claim.program, digest] = call
-        self.open_program(claim.program, deadline_s)
+        self._live[claim.program, ask.digest] = call
+        self._identities.begun(claim)
+        self.open_program(claim.program, deadline_s, claim.parent)
         self._arrive(call, claim.answers)
         call.task = asyncio.create_task(self._run(call), name=f"call {call.name}")
         self._tasks.add(call.task)
@@ -167,15 +112,25 @@ class Calls:
         return call
 
     def leave(self, call: LiveCall) -> None:
-        """A client is not interested any more; the last one ends the call."""
+        """A client is not interested any more; the last one ends the call, at once if it is running."""
         call.attached -= 1
+        if call.attached or call.ended:
+            return
+        self._identities.left(call.claim)
+        if call.held:
+            asyncio.get_running_loop().call_later(self._retry_grace_s, self._abandon, call)
+        else:
+            self._abandon(call)
+
+    def _abandon(self, call: LiveCall) -> None:
         if call.attached == 0 and not call.ended:
             self._cancel(call, ApiError(499, "the client went away"))
 
-    def open_program(self, program: str, deadline_s: float | None = None) -> None:
+    def open_program(self, program: str, deadline_s: float | None = None, parent: str | None = None) -> None:
         """Tell the core of a program that it does not know yet."""
         if program not in self._programs.open:
-            self._host.post(ev.ProgramOpened(program=program, deadline_s=deadline_s))
+            opened = ev.ProgramOpened(program=program, deadline_s=deadline_s, parent=parent or "")
+            self._host.post(opened)
 
     def close_program(self, program: str) -> bool:
         """End a program and what it still has running; False if it is not open."""
@@ -197,13 +152,15 @@ class Calls:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
+    @property
+    def room_tokens(self) -> int:
+        """The largest context, output included, that any engine has room for; 0 without an engine."""
+        can = (engine.capabilities for engine in self._host.engines.values())
+        return max((min(c.max_context_tokens, c.capacity_tokens) for c in can), default=0)
+
     def _fitted(self, prepared: Prepared) -> Prepared:
         """The engine's KV may be smaller than the model's context: leave out what cannot fit."""
-        engines = self._host.engines.values()
-        room = max(
-            (min(e.capabilities.max_context_tokens, e.capabilities.capacity_tokens) for e in engines),
-            default=0,
-        )
+        room = self.room_tokens
         left = room - len(prepared.prompt)
         if not room or prepared.sampling.max_output_tokens <= left:
             return prepared
@@ -255,7 +212,7 @@ class Calls:
         except ApiError as error:
             self._end_badly(call, error)
         except RequestRefused as error:
-            self._end_badly(call, refused(error))
+            self._end_badly(call, refused(error, call.request.fields))
         except Exception:
             _log.exception("call %s failed by a fault of the daemon", call.name)
             self._end_badly(
@@ -292,7 +249,7 @@ class Calls:
         )
         decoder = self._frontend.decoder(call.prepared)
         # A recorded answer is emitted as it was recorded, in full.
-        stops = StopStrings(() if request.recorded is not None else call.parsed.stop)
+        stops = StopStrings(() if request.recorded is not None else call.request.stop)
         try:
             items = cast("AsyncGenerator[CallItem, None]", engine.generate(request))
             async with aclosing(items):
@@ -303,10 +260,10 @@ class Calls:
                             delta = decoder.feed(item.tokens, item.logprobs)
                             self._deliver(call, delta, stops, last=delta.ended)
                             if stops.hit or delta.ended:
-                                self._end_well(call, None)
+                                self._end_well(call, None, stops.found)
                         case ev.CallFinished():
                             self._deliver(call, decoder.finish(), stops, last=True)
-                            self._end_well(call, item)
+                            self._end_well(call, item, stops.found)
                         case ev.CallAborted():
                             raise ApiError(
                                 500, f"the engine ended the call: {item.reason}", kind="server_error"
@@ -326,16 +283,20 @@ class Calls:
         text = stops.feed(delta.text)
         if last and not stops.hit:
             text += stops.finish()
-        minted = tuple(
-            ToolCall(self._identities.mint(call.program, call.name), tool.name, tool.arguments)
-            for tool in delta.tool_calls
-        )
+        minted = tuple(self._minted(call, tool) for tool in delta.tool_calls)
         if text or minted or delta.logprobs:
             call.pieces.append(Piece(text, minted, delta.logprobs))
             call.notify()
 
-    def _end_well(self, call: LiveCall, finished: ev.CallFinished | None) -> None:
-        """``finished`` is None where a stop string ended the answer before the engine did."""
+    def _minted(self, call: LiveCall, tool: ToolCallText) -> ToolCall:
+        identifier = self._identities.mint(call.program, call.name)
+        self._care.spellings.keep(identifier, tool.arguments)
+        return ToolCall(identifier, tool.name, tool.arguments)
+
+    def _end_well(
+        self, call: LiveCall, finished: ev.CallFinished | None, stop_string: str | None = None
+    ) -> None:
+        """``finished`` is None where ``stop_string`` ended the answer before the engine did."""
         tools = [tool for piece in call.pieces for tool in piece.tool_calls]
         refs = tuple(ev.ToolCallRef(tool_call=tool.id, tool=tool.name) for tool in tools)
         done = finished or ev.CallFinished(
@@ -348,16 +309,15 @@ class Calls:
         self._forget(call)
         self._identities.answered(call.claim, "".join(piece.text for piece in call.pieces))
         cut = done.output_tokens >= call.prepared.sampling.max_output_tokens and finished is not None
-        recorded = call.prepared.recorded
-        if recorded is not None:
-            cut = cut and len(recorded) > done.output_tokens
+        if call.prepared.recorded is not None:
+            cut = call.prepared.recorded_cut or done.output_tokens < len(call.prepared.recorded)
         reason = "tool_calls" if tools else "length" if cut else "stop"
         usage = Usage(
             prompt_tokens=done.prompt_tokens,
             cached_tokens=done.cached_tokens,
             output_tokens=done.output_tokens,
         )
-        call.ending = Ending(reason, usage)
+        call.ending = Ending(reason, usage, stop_string)
         call.notify()
 
     def _cancel(self, call: LiveCall, error: ApiError) -> None:

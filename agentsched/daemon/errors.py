@@ -1,20 +1,21 @@
-"""What a client is told when its request fails, in the error format of the OpenAI API."""
+"""What a client is told when its request fails; each API has its own way to say it."""
 
 from __future__ import annotations
 
 import math
 import re
-
-import msgspec
+from collections.abc import Sequence
 
 from agentsched.engines.contract import RequestRefused
 
 _FIELD = re.compile(r"([a-z_]+(?:[\[.][a-z0-9_\].\[]*)?): ")
+_MESSAGE = re.compile(r"^messages\[(\d+)\]")
 _TOO_LONG = re.compile(r"context|no room")
 
 
 class ApiError(Exception):
-    """A request that ends with an error. ``retry_after_s`` becomes the header ``Retry-After``."""
+    """A request that ends with an error. ``kind`` and ``code`` are in the words of the OpenAI APIs;
+    ``retry_after_s`` becomes the header ``Retry-After``."""
 
     def __init__(
         self,
@@ -33,11 +34,6 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.retry_after_s = retry_after_s
-
-    def body(self) -> bytes:
-        """The JSON document of the answer."""
-        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
-        return msgspec.json.encode({"error": error})
 
     def headers(self) -> dict[str, str]:
         """Headers of the answer besides its type. ``Retry-After`` is in whole seconds, at least 1."""
@@ -63,9 +59,12 @@ def engine_gone(message: str, retry_after_s: float = 2.0) -> ApiError:
     return ApiError(503, message, kind="server_error", code="engine_unavailable", retry_after_s=retry_after_s)
 
 
-def refused(error: RequestRefused) -> ApiError:
-    """What a frontend or an engine refused. Their messages start with the field, where there is one."""
+def refused(error: RequestRefused, fields: Sequence[str] = ()) -> ApiError:
+    """What a frontend or an engine refused. Their messages start with the field, where there is one;
+    ``fields`` are the client's names for what they call ``messages[0]`` and so on."""
     message = str(error)
+    if fields:
+        message = _MESSAGE.sub(lambda found: fields[int(found.group(1))], message)
     found = _FIELD.match(message)
     param = found.group(1) if found else None
     if param == "model":

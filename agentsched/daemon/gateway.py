@@ -1,4 +1,4 @@
-"""The HTTP side: the OpenAI API for agents, and what the daemon tells of itself."""
+"""The HTTP side: the APIs for agents, and what the daemon tells of itself."""
 
 from __future__ import annotations
 
@@ -6,33 +6,41 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 
 import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from agentsched.daemon.calls import Calls, LiveCall
-from agentsched.daemon.chat import Answer, Parsed, check_program, error_event, parse
+from agentsched.daemon.apis import APIS, Api, ChatCompletions, Completions, Messages, Request
+from agentsched.daemon.apis.reading import check_program, decode_object
+from agentsched.daemon.calls import Calls
+from agentsched.daemon.care import Change, PrefixCare, shared_tokens
+from agentsched.daemon.delivery import Delivery
 from agentsched.daemon.errors import ApiError, bad_field, refused
 from agentsched.daemon.host import Host
 from agentsched.daemon.httplog import one_line
-from agentsched.daemon.identity import Identities
+from agentsched.daemon.identity import Ask, Identities, call_digest
 from agentsched.daemon.intake import parse_events, take
+from agentsched.daemon.livecall import LiveCall
 from agentsched.daemon.metrics import Metrics
 from agentsched.daemon.programs import Programs
+from agentsched.daemon.signals import PROGRAM_HEADER, Origin
 from agentsched.engines.contract import RequestRefused
-from agentsched.engines.frontend import Frontend, Prepared
+from agentsched.engines.frontend import ChatRequest, Frontend, Prepared
 
 _log = logging.getLogger(__name__)
 
-PROGRAM_HEADER = "x-agentsched-program"
+PROGRAM_PATH = "/program/{program}"
+"""Before any path of an API, it names the program: what a client can say that knows a base URL only."""
+
 CALL_HEADER = "x-agentsched-call"
 DEADLINE_HEADER = "x-agentsched-deadline-s"
-_RETRY_HEADER = "x-stainless-retry-count"  # what the OpenAI clients say of a retry
-_PING = b": waiting\n\n"
+_RETRY_HEADER = "x-stainless-retry-count"  # what the clients of both vendors say of a retry
+_ANTHROPIC_HEADER = "anthropic-version"
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -47,8 +55,8 @@ class Gateway:
         identities: Identities,
         metrics: Metrics,
         frontend: Frontend,
-        *,
-        ping_s: float,
+        delivery: Delivery,
+        care: PrefixCare,
     ) -> None:
         self._calls = calls
         self._host = host
@@ -56,20 +64,30 @@ class Gateway:
         self._identities = identities
         self._metrics = metrics
         self._frontend = frontend
-        self._ping_s = ping_s
+        self._delivery = delivery
+        self._care = care
+        self._measuring: set[asyncio.Task[None]] = set()
         self._started_unix_s = int(time.time())
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="agentsched-tokenize")
 
     def application(self, *, body_limit_bytes: int) -> web.Application:
         """The aiohttp application, ready for a runner (with ``handler_cancellation``)."""
         app = web.Application(client_max_size=body_limit_bytes, middlewares=[_errors])
+        for base in ("", PROGRAM_PATH):
+            app.add_routes([web.post(base + api.path, partial(self._serve, api)) for api in APIS])
+            app.add_routes(
+                [
+                    web.get(base + "/", self._root),  # aiohttp answers HEAD where it answers GET
+                    web.post(base + "/v1/messages/count_tokens", self._count_tokens),
+                    web.get(base + "/v1/models", self._models),
+                    web.get(base + "/v1/models/{model:.+}", self._model),
+                ]
+            )
         app.add_routes(
             [
-                web.get("/", self._root),  # aiohttp answers HEAD where it answers GET
-                web.post("/v1/chat/completions", self._chat),
-                web.get("/v1/models", self._models),
-                web.get("/v1/models/{model:.+}", self._model),
+                web.post("/tokenize", self._tokenize),
                 web.get("/health", self._health),
+                web.get("/ready", self._ready),
                 web.get("/metrics", self._show_metrics),
                 web.post("/agentsched/events", self._events),
                 web.get("/agentsched/programs", self._show_programs),
@@ -79,112 +97,136 @@ class Gateway:
 
     def close(self) -> None:
         """End the tokenizing thread."""
+        for task in self._measuring:
+            task.cancel()
         self._tokenizing.shutdown(wait=False, cancel_futures=True)
 
-    # Chat completions
+    # Calls of agents
 
-    async def _chat(self, request: web.Request) -> web.StreamResponse:
-        parsed = parse(await _body(request))
-        stated = request.headers.get(PROGRAM_HEADER, parsed.program)
-        if stated is not None:
-            check_program(stated, PROGRAM_HEADER)
-        deadline_s = _deadline_s(request.headers.get(DEADLINE_HEADER))
-        prepared = await self._prepare(parsed)
-        retry = request.headers.get(_RETRY_HEADER, "0") != "0"
-        call = self._calls.join(parsed, prepared, stated=stated, retry=retry, deadline_s=deadline_s)
-        if call.attached > 1:
-            self._metrics.retry_attached()
+    async def _serve(self, api: Api, http: web.Request) -> web.StreamResponse:
+        request = api.read(await _body(http))
+        chat, changes = self._care.tidy(request.chat)
+        for field, stated in (
+            (PROGRAM_HEADER, http.headers.get(PROGRAM_HEADER)),
+            ("program_id", request.raw.get("program_id")),
+        ):
+            if stated is not None:
+                check_program(stated, field)
+        deadline_s = _deadline_s(http.headers.get(DEADLINE_HEADER))
+        prepared = await self._prepare(chat, request.fields)
+        ask = Ask(
+            chat=chat,
+            digest=call_digest(chat, request.stop),
+            origin=_origin(http, request),
+            retry=http.headers.get(_RETRY_HEADER, "0") != "0",
+        )
+        call = self._calls.join(ask, request, prepared, deadline_s=deadline_s)
         try:
-            answer = Answer(call.name, parsed.chat.model, int(time.time()))
-            if parsed.stream:
-                return await self._stream(request, call, parsed, answer)
-            ending = await call.end()
-            return _json(answer.whole(call.pieces, ending), headers=_names(call))
+            if call.clients > 1:
+                self._metrics.retry_attached()
+            else:
+                self._metrics.identified(call.claim.known_by)
+                self._measure(call, changes)
+            writer = request.writer(call.name, int(time.time()))
+            if request.stream:
+                return await self._delivery.stream(http, call, writer, _names(call))
+            return await self._delivery.whole(http, call, writer, _names(call))
         finally:
             self._calls.leave(call)
 
-    async def _prepare(self, parsed: Parsed) -> Prepared:
+    async def _prepare(self, chat: ChatRequest, fields: Sequence[str] = ()) -> Prepared:
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._tokenizing, self._frontend.prepare, parsed.chat)
+            return await loop.run_in_executor(self._tokenizing, self._frontend.prepare, chat)
         except RequestRefused as error:
-            raise refused(error) from error
+            raise refused(error, fields) from error
 
-    async def _stream(
-        self, request: web.Request, call: LiveCall, parsed: Parsed, answer: Answer
-    ) -> web.StreamResponse:
-        # What fails at once gets a proper status: headers wait for the first token, but never for a seat.
-        if not call.held:
-            await call.more(0, self._ping_s)
-        if call.error is not None and not call.pieces:
-            raise call.error
-        headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", **_names(call)}
-        response = web.StreamResponse(headers=headers)
+    def _measure(self, call: LiveCall, changes: list[Change]) -> None:
+        """Once the call is over, count what prefix care has gained."""
+        first = self._programs.open[call.program].calls_done == 0
+        for change in changes:
+            if first or not change.once:
+                task = asyncio.create_task(self._gained(call, change))
+                self._measuring.add(task)
+                task.add_done_callback(self._measuring.discard)
+
+    async def _gained(self, call: LiveCall, change: Change) -> None:
         try:
-            await response.prepare(request)
-            if not call.pieces and not call.ended:
-                await response.write(_PING)
-            await self._write(response, call, parsed, answer)
-            await response.write_eof()
-        except ConnectionResetError:
-            _log.info("call %s: a client went away in mid-stream", call.name)
-        return response
+            cached_tokens = (await call.end()).usage.cached_tokens
+            without = await self._prepare(change.without)
+        except ApiError:
+            return  # there is no answer to count, or none would be without the rule
+        gained = cached_tokens - shared_tokens(without.prompt, call.prepared.prompt)
+        self._metrics.cared(change.rule, max(0, gained))
 
-    async def _write(
-        self, response: web.StreamResponse, call: LiveCall, parsed: Parsed, answer: Answer
-    ) -> None:
-        seen = tools = 0
-        begun = False
-        while True:
-            if not await call.more(seen, self._ping_s):
-                await response.write(_PING)
-                continue
-            data = [] if begun or (call.error and not call.pieces) else [answer.first()]
-            begun = True
-            for piece in call.pieces[seen:]:
-                call.delivered = True
-                data.append(answer.piece(piece, tools))
-                tools += len(piece.tool_calls)
-            seen = len(call.pieces)
-            if call.error is not None:
-                data.append(error_event(call.error))
-            elif call.ending is not None:
-                data.append(answer.last(call.ending, include_usage=parsed.include_usage))
-            await response.write(b"".join(data))
-            if call.ended and seen == len(call.pieces):
-                return
+    # Tokens and models
 
-    # Models
+    async def _prepare_tidy(self, request: Request) -> Prepared:
+        return await self._prepare(self._care.tidy(request.chat)[0], request.fields)
 
-    async def _models(self, request: web.Request) -> web.Response:
-        models = [self._model_body(name) for name in self._frontend.models()]
+    async def _count_tokens(self, http: web.Request) -> web.Response:
+        """What a prompt in the form of the Anthropic API would take."""
+        prepared = await self._prepare_tidy(Messages().read(await _body(http), counting=True))
+        return _json(msgspec.json.encode({"input_tokens": len(prepared.prompt)}))
+
+    async def _tokenize(self, http: web.Request) -> web.Response:
+        """The tokens of a prompt as ``/v1/completions`` or ``/v1/chat/completions`` would take it."""
+        body = {"model": self._frontend.models()[0]} | decode_object(await _body(http))
+        api = Completions() if "prompt" in body else ChatCompletions()
+        prepared = await self._prepare_tidy(api.read(msgspec.json.encode(body)))
+        told = {
+            "count": len(prepared.prompt),
+            "max_model_len": self._calls.room_tokens,
+            "tokens": prepared.prompt,
+        }
+        return _json(msgspec.json.encode(told))
+
+    async def _models(self, http: web.Request) -> web.Response:
+        names = self._frontend.models()
+        models = [self._model_body(http, name) for name in names]
+        if _ANTHROPIC_HEADER in http.headers:
+            page = {"data": models, "has_more": False, "first_id": names[0], "last_id": names[-1]}
+            return _json(msgspec.json.encode(page))
         return _json(msgspec.json.encode({"object": "list", "data": models}))
 
-    async def _model(self, request: web.Request) -> web.Response:
-        name = request.match_info["model"]
+    async def _model(self, http: web.Request) -> web.Response:
+        name = http.match_info["model"]
         if name not in self._frontend.models():
             raise ApiError(404, f"model: {name!r} is not served", param="model", code="model_not_found")
-        return _json(msgspec.json.encode(self._model_body(name)))
+        return _json(msgspec.json.encode(self._model_body(http, name)))
 
-    def _model_body(self, name: str) -> dict[str, str | int]:
+    def _model_body(self, http: web.Request, name: str) -> dict[str, str | int]:
+        if _ANTHROPIC_HEADER in http.headers:
+            created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._started_unix_s))
+            return {"type": "model", "id": name, "display_name": name, "created_at": created}
         return {"id": name, "object": "model", "created": self._started_unix_s, "owned_by": "agentsched"}
 
     # What the daemon tells, and what it is told
 
-    async def _root(self, request: web.Request) -> web.Response:
-        return web.Response(text="agentsched: the OpenAI API is at /v1\n")
+    async def _root(self, http: web.Request) -> web.Response:
+        return web.Response(
+            text="agentsched: the OpenAI APIs are at /v1, the Anthropic API at /v1/messages\n"
+        )
 
-    async def _health(self, request: web.Request) -> web.Response:
+    async def _health(self, http: web.Request) -> web.Response:
         """200 while an engine is attached."""
         engines = sorted(self._host.engines)
         body = {"status": "ok" if engines else "no engine", "engines": engines}
         return _json(msgspec.json.encode(body), status=200 if engines else 503)
 
-    async def _show_metrics(self, request: web.Request) -> web.Response:
+    async def _ready(self, http: web.Request) -> web.Response:
+        """200 while calls are taken: not when it shuts down, nor without an engine."""
+        unavailable = self._calls.unavailable
+        if unavailable is None and not self._host.engines:
+            unavailable = ApiError(503, "no engine")
+        body = {"status": "ready" if unavailable is None else unavailable.message}
+        return _json(msgspec.json.encode(body), status=200 if unavailable is None else 503)
+
+    async def _show_metrics(self, http: web.Request) -> web.Response:
         return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    async def _events(self, request: web.Request) -> web.Response:
-        events = parse_events(await _body(request), self._owner)
+    async def _events(self, http: web.Request) -> web.Response:
+        events = parse_events(await _body(http), self._owner)
         ignored = take(events, self._calls, self._host)
         return _json(msgspec.json.encode({"accepted": len(events) - ignored, "ignored": ignored}))
 
@@ -192,7 +234,7 @@ class Gateway:
         minted = self._identities.minted(tool_call)
         return minted.program if minted else None
 
-    async def _show_programs(self, request: web.Request) -> web.Response:
+    async def _show_programs(self, http: web.Request) -> web.Response:
         now = time.monotonic()
         programs = [
             asdict(view) | {"state": view.state, "tools": sorted(view.tools), "now_s": now}
@@ -201,16 +243,21 @@ class Gateway:
         return _json(msgspec.json.encode({"programs": programs}))
 
 
-async def _body(request: web.Request) -> bytes:
+def _origin(http: web.Request, request: Request) -> Origin:
+    headers = {name.lower(): value for name, value in http.headers.items()}
+    return Origin(headers=headers, body=request.raw, path=http.match_info.get("program"))
+
+
+async def _body(http: web.Request) -> bytes:
     try:
-        return await request.read()
+        return await http.read()
     except web.RequestPayloadError as error:
         raise ApiError(400, f"the body cannot be read: {one_line(error)}", code="invalid_body") from error
 
 
 @web.middleware
 async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """Every failure in the API's own format."""
+    """Every failure in the format of the API that the client speaks."""
     try:
         return await handler(request)
     except ApiError as error:
@@ -224,7 +271,9 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
     except Exception:
         _log.exception("%s %s failed", request.method, request.path)
         failed = ApiError(500, "internal error of the daemon; its log has more", kind="server_error")
-    return _json(failed.body(), status=failed.status, headers=failed.headers())
+    anthropic = Messages.path in request.path or _ANTHROPIC_HEADER in request.headers
+    api: Api = Messages() if anthropic else ChatCompletions()
+    return _json(api.error(failed), status=failed.status, headers=failed.headers())
 
 
 def _deadline_s(stated: str | None) -> float | None:

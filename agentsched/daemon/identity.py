@@ -1,17 +1,26 @@
 """Whose call is this? Program identity from what unmodified clients send.
 
-Signals, the strongest first:
+Signals, the strongest first (``signals.KINDS``):
 
 1. an id that the client states;
-2. ids of tool calls that we minted: every client returns them byte for byte, in a message's
+2. what known clients say by themselves: session, agent and parent;
+3. any header by the convention ``*-session-id``;
+4. the fields of other serving systems for the same;
+5. a W3C trace, and 6. a path in the base URL: a run, which may hold several agents;
+7. ids of tool calls that we minted: every client returns them byte for byte, in a message's
    ``tool_calls`` or ``tool_call_id``, some only inside the text of an assistant's message;
-3. the conversation so far: the call continues the program whose last prompt, and the answer that we
-   gave to it, are the longest strict prefix of its messages;
-4. nothing: a new program. Two equal first calls are two programs.
+8. the conversation so far (``conversations.py``);
+9. nothing: a new program. Two equal first calls are two programs.
+
+A call that goes on from the middle of a known conversation is a fork: a program of its own, child of the
+first. So is, within a trace or a path, an agent with another system prompt or other tools, and one that
+begins while the first is busy or waits for a tool. A call without tools in a program whose calls have
+tools is a side request (a title, a summary): it belongs to the program, and the conversation does not go
+on from it unless the next call does.
 
 A retry looks like a second copy of a call. It belongs to the program of the first copy if that
-program is known by 1 or 2; if it continues a conversation that the first copy has claimed; or if the
-first copy was given up before it had an answer, so that nobody else can be its program.
+program is known by an id; if it continues a conversation that the first copy has claimed; or if nobody
+waits for the first copy any more, so that nobody else can be its program.
 
 Pure logic: no I/O, no clock. Memory is bounded: what was not used for longest is forgotten, and a
 client that comes back after that is a new program.
@@ -19,23 +28,30 @@ client that comes back after that is a new program.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import secrets
 import uuid
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import TypeVar
 
 import msgspec
 
-Message = dict[str, Any]
+from agentsched.daemon.conversations import Conversations, Message, Talk, Turn, digest, text_of
+from agentsched.daemon.recent import Recent
+from agentsched.daemon.signals import KINDS, Origin, Signal, read
+from agentsched.engines.frontend import ChatRequest
 
 _MINTED = re.compile(r"call_[A-Za-z0-9_-]{22}")
-# Clients may append to our text before they return it; a short text alone would match by chance.
-_MIN_PREFIX_CHARS = 32
+_MOST_GENERATIONS = 32
+_MOST_MEMBERS = 250
+"""Agents of one run that are told apart."""
+
 _encoder = msgspec.json.Encoder(order="deterministic")
+
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(slots=True)
@@ -49,120 +65,127 @@ class Minted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """What identity needs of a request. ``digest`` is the body's canonical hash; ``retry`` says that
+    """What identity needs of a request. ``digest`` is ``call_digest`` of it; ``retry`` says that
     the client itself calls this a retry."""
 
-    messages: list[Message]
+    chat: ChatRequest
     digest: bytes
-    stated: str | None = None
+    origin: Origin = field(default_factory=Origin)
     retry: bool = False
 
 
-@dataclass(slots=True)
-class _Turn:
-    """The end of a program's conversation: the answer after a prompt. ``claimed`` is the digest of
-    the live call that continues it."""
-
-    program: str
-    text_chars: int
-    text_hash: bytes
-    claimed: bytes | None = None
-
-    def continued_by(self, message: Message) -> bool:
-        text = _text(message)
-        whole = len(text) == self.text_chars
-        if not whole and (self.text_chars < _MIN_PREFIX_CHARS or len(text) < self.text_chars):
-            return False
-        return _hash(text[: self.text_chars].encode("utf-8", "surrogatepass")) == self.text_hash
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Claim:
     """A call's tie to its program, until ``answered`` or ``given_up`` ends it.
 
     ``answers``: tool calls of ours whose results are new in this call. ``known_by`` is the signal.
+    ``parent``: the program that this one came from, if it is known. ``side``: see above.
     """
 
     program: str
     known_by: str
-    answers: tuple[str, ...]
     digest: bytes
     chain: bytes
-    turn: _Turn | None = field(default=None, repr=False)
+    answers: tuple[str, ...] = ()
+    parent: str | None = None
+    side: bool = False
+    turn: Turn | None = field(default=None, repr=False)
 
 
-K = TypeVar("K")
-V = TypeVar("V")
+@dataclass(slots=True)
+class _Profile:
+    """What kind of agent a program is: its system prompt and tools. ``asked``: the tool calls of its
+    last answer, which was to call ``asked_by``."""
+
+    kind: bytes
+    tools: bool
+    calls: int = 0
+    asked_by: str = ""
+    asked: list[str] = field(default_factory=list)
 
 
-class _Recent(Generic[K, V]):
-    """A table of at most ``limit`` entries that forgets what was not used for longest."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._entries: OrderedDict[K, V] = OrderedDict()
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._entries
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __getitem__(self, key: K) -> V:
-        self._entries.move_to_end(key)
-        return self._entries[key]
-
-    def __setitem__(self, key: K, value: V) -> None:
-        self._entries[key] = value
-        self._entries.move_to_end(key)
-        if len(self._entries) > self._limit:
-            self._entries.popitem(last=False)
-
-    def get(self, key: K) -> V | None:
-        return self[key] if key in self._entries else None
-
-    def pop(self, key: K) -> V | None:
-        return self._entries.pop(key, None)
+@dataclass(frozen=True, slots=True)
+class _Found:
+    program: str
+    known_by: str
+    parent: str | None = None
+    turn: Turn | None = None
 
 
 class Identities:
-    """Knows programs by their conversations. ``remembered`` bounds each of its tables."""
+    """Knows programs by what their calls say. ``remembered`` bounds each of its tables; only signals
+    of ``kinds`` are believed."""
 
     def __init__(
-        self, *, remembered: int = 100_000, new_program: Callable[[], str] = lambda: str(uuid.uuid4())
+        self,
+        *,
+        remembered: int = 50_000,
+        kinds: Collection[str] = KINDS,
+        new_program: Callable[[], str] = lambda: str(uuid.uuid4()),
     ) -> None:
+        self._kinds = frozenset(kinds)
         self._new_program = new_program
-        self._minted: _Recent[str, Minted] = _Recent(remembered)
-        self._turns: _Recent[bytes, list[_Turn]] = _Recent(remembered)
-        self._last_turn: _Recent[str, tuple[bytes, _Turn]] = _Recent(remembered)
+        self._minted: Recent[str, Minted] = Recent(remembered)
+        self._conversations = Conversations(remembered)
+        self._profiles: Recent[str, _Profile] = Recent(remembered)
+        self._parents: Recent[str, str] = Recent(remembered)
+        self._scopes: Recent[str, list[str]] = Recent(remembered)
         self._opening: dict[bytes, list[str]] = {}  # live first calls, by digest
-        self._given_up: _Recent[bytes, list[str]] = _Recent(remembered)
+        self._given_up: Recent[bytes, list[str]] = Recent(remembered)
+        self._live: dict[str, list[bytes]] = {}
 
     def resolve(self, ask: Ask) -> Claim:
         """Find the call's program, or make one up.
 
-        A claim is ended once, with its call. The claim of a retry that attaches to a live call is not
-        ended: it says the same as that call's.
+        A claim that becomes a live call (``begun``) is ended once, with its call. The claim of a retry
+        that attaches to a live call is not: it says the same as that call's.
         """
-        chains = _chains(ask.messages)
-        ids, in_text = self._known_ids(ask.messages)
-        turn = None
-        if ask.stated is not None:
-            program, known_by = ask.stated, "stated"
-        elif ids:
-            program, known_by = self._minted[ids[-1]].program, "tool text" if in_text else "tool call"
-        elif (turn := self._continued(ask, chains)) is not None:
-            program, known_by = turn.program, "conversation"
-        else:
-            program, known_by = self._first(ask)
-        new = tuple(i for i in ids if self._minted[i].program == program and not self._minted[i].answered)
-        return Claim(program, known_by, new, ask.digest, chains[-1], turn)
+        talk = Talk(ask.chat.messages, ask.chat.prompt)
+        ids, in_text = self._known_ids(talk.messages)
+        found = self._find(ask, talk, ids, "tool text" if in_text else "tool call")
+        profile = _profile(ask, talk)
+        known = self._profiles.get(found.program)
+        if known is None:
+            known = self._profiles[found.program] = profile
+        side = known.tools and not profile.tools
+        if not side:
+            known.kind, known.tools = profile.kind, profile.tools
+        known.calls += 1
+        if found.parent is not None:
+            self._parents[found.program] = found.parent
+        if found.turn is not None and not side:
+            found.turn.claimed = ask.digest
+        new = tuple(
+            i for i in ids if self._minted[i].program == found.program and not self._minted[i].answered
+        )
+        return Claim(
+            program=found.program,
+            known_by=found.known_by,
+            digest=ask.digest,
+            chain=talk.chain,
+            answers=new,
+            parent=found.parent,
+            side=side,
+            turn=None if side else found.turn,
+        )
+
+    def begun(self, claim: Claim) -> None:
+        """A call of this claim is live now."""
+        self._live.setdefault(claim.program, []).append(claim.digest)
 
     def mint(self, program: str, call: str) -> str:
         """A new tool call id that leads back to the program."""
         tool_call = f"call_{secrets.token_urlsafe(16)}"
-        self._minted[tool_call] = Minted(program, call)
+        self.adopt(tool_call, program, call)
         return tool_call
+
+    def adopt(self, tool_call: str, program: str, call: str) -> None:
+        """This tool call id, which was minted before, leads back to the program."""
+        self._minted[tool_call] = Minted(program, call)
+        if (known := self._profiles.get(program)) is not None:
+            if known.asked_by != call:
+                known.asked_by, known.asked = call, []
+            known.asked.append(tool_call)
 
     def minted(self, tool_call: str) -> Minted | None:
         """Which call asked for this tool call, if we minted its id and still know."""
@@ -174,27 +197,55 @@ class Identities:
         for tool_call in claim.answers:
             if (minted := self._minted.get(tool_call)) is not None:
                 minted.answered = True
-        if (old := self._last_turn.pop(claim.program)) is not None:
-            self._drop_turn(*old)
-        turn = _Turn(claim.program, len(text), _hash(text.encode("utf-8", "surrogatepass")))
-        self._last_turn[claim.program] = (claim.chain, turn)
-        self._turns[claim.chain] = [*(self._turns.get(claim.chain) or ()), turn]
+        if claim.turn is not None:
+            claim.turn.next_prompt = claim.chain
+        self._conversations.answered(claim.program, claim.chain, text)
 
-    def given_up(self, claim: Claim) -> None:
-        """The call ended without an answer: the same call may come again, for the same program."""
-        self._end(claim)
+    def left(self, claim: Claim) -> None:
+        """Nobody waits for the call any more: the same call may come again, for the same program."""
         if claim.known_by == "new":
             programs = self._given_up.get(claim.digest) or []
-            self._given_up[claim.digest] = [*programs, claim.program]
+            if claim.program not in programs:
+                self._given_up[claim.digest] = [*programs, claim.program]
+
+    def given_up(self, claim: Claim) -> None:
+        """The call ended without an answer."""
+        self._end(claim)
+        self.left(claim)
 
     def _end(self, claim: Claim) -> None:
         if claim.turn is not None:
             claim.turn.claimed = None
-        opening = self._opening.get(claim.digest)
-        if opening and claim.program in opening:
-            opening.remove(claim.program)
-            if not opening:
-                del self._opening[claim.digest]
+        _take_out(self._opening, claim.digest, claim.program)
+        _take_out(self._live, claim.program, claim.digest)
+
+    def _line(self, program: str) -> Iterator[str]:
+        """The program and those that it descends from."""
+        above: str | None = program
+        for _ in range(_MOST_GENERATIONS):
+            if above is not None:
+                yield above
+                above = self._parents.get(above)
+
+    # Finding
+
+    def _find(self, ask: Ask, talk: Talk, ids: list[str], by_id: str) -> _Found:
+        scope = None
+        for signal in read(ask.origin, self._kinds):
+            if not signal.scope:
+                return _Found(signal.program, signal.kind, signal.parent)
+            scope = scope or signal
+        members = self._scopes.get(scope.program) if scope else None
+        found = self._by_conversation(ask, talk, ids, by_id, members)
+        if found is None and scope is not None and members:
+            found = self._in_scope(ask, talk, scope, members)
+        if found is None:
+            found = self._recalled(ask, talk) or self._first(ask, scope)
+        if scope is not None and found.program not in (members := members or []):
+            # The first one stays: it has the run's name.
+            newest = members[1:][-_MOST_MEMBERS:]
+            self._scopes[scope.program] = [*members[:1], *newest, found.program]
+        return found
 
     def _known_ids(self, messages: Iterable[Message]) -> tuple[list[str], bool]:
         """Ids of ours in the messages, in order; and whether they had to be read out of texts."""
@@ -204,86 +255,100 @@ class Identities:
             found += [c.get("id") for c in message.get("tool_calls") or () if isinstance(c, dict)]
             plain += [i for i in found if isinstance(i, str) and i in self._minted]
             if message.get("role") == "assistant":
-                texts += [i for i in _MINTED.findall(_text(message)) if i in self._minted]
+                texts += [i for i in _MINTED.findall(text_of(message)) if i in self._minted]
         return list(dict.fromkeys(plain or texts)), not plain
 
-    def _continued(self, ask: Ask, chains: list[bytes]) -> _Turn | None:
-        for index in range(len(ask.messages) - 1, 0, -1):
-            message = ask.messages[index]
-            if message.get("role") != "assistant":
-                continue
-            turns = [t for t in self._turns.get(chains[index]) or () if t.continued_by(message)]
-            copies = [t for t in turns if t.claimed == ask.digest]
-            free = [t for t in turns if t.claimed is None]
-            # Equal conversations of several programs: each continuation takes one that is free.
-            order = copies + free if ask.retry else free + copies
-            if order:
-                order[0].claimed = ask.digest
-                return order[0]
-        return None
+    def _by_conversation(
+        self, ask: Ask, talk: Talk, ids: list[str], by_id: str, members: Collection[str] | None
+    ) -> _Found | None:
+        owners = [self._minted[i].program for i in ids] if "tool call" in self._kinds else []
+        owners = [owner for owner in owners if members is None or owner in members]
+        owner = owners[-1] if owners else None
+        if "conversation" not in self._kinds:
+            return None if owner is None else _Found(owner, by_id)
 
-    def _first(self, ask: Ask) -> tuple[str, str]:
+        def allowed(program: str) -> bool:
+            if owner is not None:
+                return owner in self._line(program)
+            return members is None or program in members
+
+        known_by = "conversation" if owner is None else by_id
+        found = self._conversations.continued(talk, ask.digest, retry=ask.retry, allowed=allowed)
+        if found is None:
+            return None if owner is None else _Found(owner, known_by)
+        program = found.turn.program
+        if not found.fork:
+            return _Found(program, known_by, turn=found.turn)
+        known = self._profiles.get(program)
+        if known is not None and known.tools and not ask.chat.tools:
+            return _Found(program, known_by)  # a side request in between
+        return _Found(self._new_program(), "fork", parent=program)
+
+    def _in_scope(self, ask: Ask, talk: Talk, scope: Signal, members: Sequence[str]) -> _Found:
+        """No conversation of the run is continued: a side request, a rewritten history, or a new agent."""
+        main, profile = members[0], _profile(ask, talk)
+        alike = [m for m in members if (known := self._profiles.get(m)) and known.kind == profile.kind]
+        above = self._profiles.get(main)
+        if not talk.opens or (above is not None and above.tools and not profile.tools):
+            return _Found(alike[-1] if alike else main, scope.kind)
+        repeated = [m for m in alike if ask.digest in self._live.get(m, ())]
+        if ask.retry and repeated:
+            return _Found(repeated[0], scope.kind)
+        if profile.tools and above is not None and above.calls == 1 and not above.tools:
+            return _Found(main, scope.kind)  # that first call was a side request, then
+        idle = [m for m in alike if m not in self._live and not self._waits(m)]
+        if idle:
+            return _Found(idle[0], scope.kind)
+        parents = [m for m in members if self._waits(m)]
+        return _Found(self._new_program(), scope.kind, parent=parents[-1] if parents else main)
+
+    def _waits(self, program: str) -> bool:
+        """Whether a tool call of its last answer is still without a result: a sub-agent may be running."""
+        known = self._profiles.get(program)
+        asked = known.asked if known is not None else ()
+        return any(not minted.answered for i in asked if (minted := self._minted.get(i)) is not None)
+
+    def _recalled(self, ask: Ask, talk: Talk) -> _Found | None:
+        """A history that was rewritten, by an agent of the same kind, still has the program's own words."""
+        if "conversation" not in self._kinds:
+            return None
+        kind = _profile(ask, talk).kind
+
+        def allowed(program: str) -> bool:
+            known = self._profiles.get(program)
+            return known is not None and known.kind == kind
+
+        program = self._conversations.recalled(talk, allowed)
+        return None if program is None else _Found(program, "quotation")
+
+    def _first(self, ask: Ask, scope: Signal | None) -> _Found:
         opening = self._opening.setdefault(ask.digest, [])
-        if ask.retry and len(opening) == 1:
-            return opening[0], "retry"
         given_up = self._given_up.get(ask.digest)
-        program = given_up.pop(0) if given_up else self._new_program()
-        opening.append(program)
-        return program, "new"
-
-    def _drop_turn(self, chain: bytes, turn: _Turn) -> None:
-        left = [other for other in self._turns.get(chain) or () if other is not turn]
-        if left:
-            self._turns[chain] = left
+        if given_up:
+            program = given_up.pop(0)
+        elif ask.retry and len(opening) == 1:
+            return _Found(opening[0], "retry")
         else:
-            self._turns.pop(chain)
+            program = scope.program if scope else self._new_program()
+        if program not in opening:
+            opening.append(program)
+        return _Found(program, "new")
 
 
-def body_digest(body: dict[str, Any]) -> bytes:
-    """Canonical hash of a request: equal for a retry, whatever the order of keys or the transport."""
-    kept = {k: v for k, v in body.items() if k not in {"stream", "stream_options", "program_id"}}
-    return _hash(_encoder.encode(kept))
+def call_digest(chat: ChatRequest, stop: Sequence[str] = ()) -> bytes:
+    """Canonical hash of what is asked: equal for a retry, by whatever API and transport it comes."""
+    return digest(_encoder.encode([chat, stop]))
 
 
-def _hash(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
+def _take_out(table: dict[K, list[V]], key: K, entry: V) -> None:
+    entries = table.get(key, [])
+    if entry in entries:
+        entries.remove(entry)
+        if not entries:
+            del table[key]
 
 
-def _chains(messages: list[Message]) -> list[bytes]:
-    """``chains[n]`` identifies the first n messages."""
-    chains = [b""]
-    for message in messages:
-        chains.append(_hash(chains[-1] + _encoder.encode(_normalised(message))))
-    return chains
-
-
-def _normalised(message: Message) -> list[Any]:
-    """What two copies of a message have in common: clients add keys of their own, write empty
-    contents in three ways, and a text as a list of parts."""
-    calls = [
-        [
-            call.get("id"),
-            (call.get("function") or {}).get("name"),
-            (call.get("function") or {}).get("arguments"),
-        ]
-        for call in message.get("tool_calls") or ()
-        if isinstance(call, dict)
-    ]
-    return [message.get("role"), message.get("name"), message.get("tool_call_id"), _text(message), calls]
-
-
-def _text(message: Message) -> str:
-    content = message.get("content")
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        return "".join(_part(part) for part in content)
-    return ""
-
-
-def _part(part: Any) -> str:
-    if isinstance(part, dict) and isinstance(part.get("text"), str):
-        return str(part["text"])
-    if isinstance(part, dict):
-        part = {key: value for key, value in part.items() if key != "cache_control"}
-    return _encoder.encode(part).decode()
+def _profile(ask: Ask, talk: Talk) -> _Profile:
+    functions = [tool.get("function", tool) for tool in ask.chat.tools]
+    names = [function.get("name") for function in functions if isinstance(function, dict)]
+    return _Profile(digest(talk.system + _encoder.encode(names)), bool(names))

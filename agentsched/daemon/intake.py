@@ -14,8 +14,8 @@ from agentsched.core.events import (
     ToolProgressed,
     ToolStarted,
 )
+from agentsched.daemon.apis.reading import check_program, convert, decode_object
 from agentsched.daemon.calls import Calls
-from agentsched.daemon.chat import check_program, convert, decode_object
 from agentsched.daemon.errors import bad_field
 from agentsched.daemon.host import Host
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -21,47 +22,50 @@ class Metrics:
     def __init__(self, programs: Programs) -> None:
         self._programs = programs
         self._registry = registry = CollectorRegistry()
-        self._calls = Counter(
-            "agentsched_calls", "LLM calls by how they ended.", ["outcome"], registry=registry
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        self._calls = counter("agentsched_calls", "LLM calls by how they ended.", ["outcome"])
+        self._retries = counter(
+            "agentsched_retries_attached", "Requests that were answered by a call that another one had begun."
         )
-        self._retries = Counter(
-            "agentsched_retries_attached",
-            "Requests that were answered by a call that another one had begun.",
-            registry=registry,
+        self._identified = counter(
+            "agentsched_calls_identified",
+            "LLM calls by the signal that told whose they are; new: none did.",
+            ["signal"],
         )
-        self._tokens = Counter(
+        self._tokens = counter(
             "agentsched_tokens",
             "Tokens of finished calls: prompt; of these cached and recomputed; output.",
             ["kind"],
-            registry=registry,
         )
-        self._tools = Counter("agentsched_tool_calls", "Tool calls that ended.", registry=registry)
-        self._decisions = Counter(
-            "agentsched_decisions", "Decisions of the core.", ["kind"], registry=registry
+        self._care = counter(
+            "agentsched_prefix_care_tokens",
+            "Prompt tokens that were cached because a rule of prefix care made them shareable.",
+            ["rule"],
         )
-        self._live = Gauge("agentsched_calls_live", "Calls now, by phase.", ["phase"], registry=registry)
-        self._states = Gauge("agentsched_programs", "Open programs now.", ["state"], registry=registry)
-        self._kv = Gauge(
+        self._tools = counter("agentsched_tool_calls", "Tool calls that ended.")
+        self._decisions = counter("agentsched_decisions", "Decisions of the core.", ["kind"])
+        self._live = gauge("agentsched_calls_live", "Calls now, by phase.", ["phase"])
+        self._states = gauge("agentsched_programs", "Open programs now.", ["state"])
+        self._kv = gauge(
             "agentsched_kv_tokens",
             "KV tokens of an engine: capacity; free (holds nothing); evictable (cache only); held.",
             ["engine", "kind"],
-            registry=registry,
         )
-        self._engine = Counter(
+        self._engine = counter(
             "agentsched_engine_tokens",
             "Tokens that an engine prefilled, decoded, recomputed or evicted.",
             ["engine", "kind"],
-            registry=registry,
         )
-        self._ttft = Histogram(
+        self._ttft = histogram(
             "agentsched_ttft_seconds",
             "From a call's arrival to its first token, by whether it follows a gap.",
             ["turn"],
             buckets=_TTFT_S,
-            registry=registry,
         )
-        self._call = Histogram(
-            "agentsched_call_seconds", "From a call's arrival to its end.", buckets=_CALL_S, registry=registry
+        self._call = histogram(
+            "agentsched_call_seconds", "From a call's arrival to its end.", buckets=_CALL_S
         )
         self._arrivals: dict[str, tuple[float, str]] = {}
         self._capacity: dict[str, int] = {}
@@ -102,6 +106,14 @@ class Metrics:
     def retry_attached(self) -> None:
         """A request joined a live call."""
         self._retries.inc()
+
+    def identified(self, signal: str) -> None:
+        """A call's program was found."""
+        self._identified.labels(signal).inc()
+
+    def cared(self, rule: str, tokens: int) -> None:
+        """A rule of prefix care made so many tokens shareable that were then shared."""
+        self._care.labels(rule).inc(tokens)
 
     def text(self) -> bytes:
         """All of it in the Prometheus text format."""

@@ -23,6 +23,7 @@ class ProgramView:
     tenant: str
     opened_s: float
     active_s: float
+    parent: str = ""
     engine: str | None = None
     calls: dict[str, str] = field(default_factory=dict)  # live call -> waiting, sent, running, decoding
     tools: dict[str, float] = field(default_factory=dict)  # running tool call -> when last heard of
@@ -79,7 +80,7 @@ class Programs:
     def _follow(self, now: float, event: ev.AnyEvent) -> None:
         match event:
             case ev.ProgramOpened():
-                self.open[event.program] = ProgramView(event.program, event.tenant, now, now)
+                self.open[event.program] = ProgramView(event.program, event.tenant, now, now, event.parent)
             case ev.ProgramClosed():
                 self.open.pop(event.program, None)
             case ev.CallArrived():

@@ -18,6 +18,8 @@ from agentsched import __version__
 from agentsched.core import Core, make_policy
 from agentsched.core.log import Header
 from agentsched.daemon.calls import Calls
+from agentsched.daemon.care import PrefixCare
+from agentsched.daemon.delivery import Delivery
 from agentsched.daemon.errors import ApiError, engine_gone
 from agentsched.daemon.eventlog import EventLog
 from agentsched.daemon.gate import Gate
@@ -48,7 +50,10 @@ class Settings:
     max_hold_s: float = 600.0
     idle_close_s: float = 900.0
     ping_s: float = 5.0
+    silence_s: float = 30.0
+    retry_grace_s: float = 2.0
     drain_s: float = 3.0
+    no_care: frozenset[str] = frozenset()
     body_limit_bytes: int = 64 * 1024 * 1024
     run: Mapping[str, str | int | float] = field(default_factory=dict)
 
@@ -56,15 +61,22 @@ class Settings:
 class Daemon:
     """One gateway. ``async with`` starts it and stops it in order; ``wait`` says when it cannot go on.
 
-    ``make_engine`` is called for each life of the engine. Entering raises ``OSError`` if the address
-    or the log cannot be used, ``ValueError`` for an unknown policy, and ``EngineGone`` if the engine
-    does not start.
+    ``make_engine`` is called for each life of the engine; ``identities`` says whose a call is. Entering
+    raises ``OSError`` if the address or the log cannot be used, ``ValueError`` for an unknown policy, and
+    ``EngineGone`` if the engine does not start.
     """
 
-    def __init__(self, make_engine: Callable[[], Engine], frontend: Frontend, settings: Settings) -> None:
+    def __init__(
+        self,
+        make_engine: Callable[[], Engine],
+        frontend: Frontend,
+        settings: Settings,
+        identities: Identities | None = None,
+    ) -> None:
         self._settings = settings
         self._make_engine = make_engine
         self._frontend = frontend
+        self._identities = identities or Identities()
         self._stack = contextlib.AsyncExitStack()
         self._supervision: asyncio.Task[None] | None = None
         self.url = ""
@@ -142,9 +154,17 @@ class Daemon:
         metrics = Metrics(self._programs)
         gate = Gate()
         self._host = Host(core, gate, watchers=[self._programs, metrics], log=log)
-        identities = Identities()
+        identities = self._identities
+        care = PrefixCare(settings.no_care)
         self._calls = Calls(
-            self._host, gate, self._programs, identities, self._frontend, max_hold_s=settings.max_hold_s
+            self._host,
+            gate,
+            self._programs,
+            identities,
+            self._frontend,
+            care,
+            max_hold_s=settings.max_hold_s,
+            retry_grace_s=settings.retry_grace_s,
         )
         self._gateway = Gateway(
             self._calls,
@@ -153,7 +173,8 @@ class Daemon:
             identities,
             metrics,
             self._frontend,
-            ping_s=settings.ping_s,
+            Delivery(ping_s=settings.ping_s, silence_s=settings.silence_s),
+            care,
         )
 
     async def _supervise(self, supervisor: Supervisor) -> None:

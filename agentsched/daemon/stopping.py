@@ -12,19 +12,25 @@ class StopStrings:
         self._stops = tuple(stops)
         self._longest = max(map(len, stops), default=0)
         self._kept = ""
-        self.hit = False
+        self.found: str | None = None
+
+    @property
+    def hit(self) -> bool:
+        """Whether a stop string is complete."""
+        return self.found is not None
 
     def feed(self, text: str) -> str:
-        """What may be passed on now. Sets ``hit`` once a stop string is complete."""
+        """What may be passed on now. Sets ``found`` once a stop string is complete."""
         if not self._stops:
             return text
         if self.hit:
             return ""
         text = self._kept + text
-        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
+        found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
-            self.hit, self._kept = True, ""
-            return text[: min(found)]
+            at, self.found = min(found)
+            self._kept = ""
+            return text[:at]
         keep = self._possible_beginning(text)
         self._kept = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -10,13 +10,15 @@ not a tool's result begins with
 * ``/call NAME ARGUMENTS``, the answer is a call of that tool (ARGUMENTS is JSON text); once its result
   is there, the next answer is the text ``done``.
 
-Any other prompt is answered with characters of no meaning, up to the limit of the request.
+Any other prompt is answered with characters of no meaning, up to the limit of the request. No format
+and no choice of tools is heeded. Who serves the model may give it another mind: a function from
+request to answer.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -27,6 +29,7 @@ from agentsched.engines.frontend import ChatRequest, Delta, Prepared, ToolCallTe
 MODEL = "simulated"
 VOCABULARY = 128
 DEFAULT_OUTPUT_TOKENS = 64
+Mind = Callable[[ChatRequest], str | None]
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _CALL, _END = "\x01", "\x02"
 
@@ -34,8 +37,11 @@ _CALL, _END = "\x01", "\x02"
 class ByteFrontend:
     """``agentsched.engines.frontend.Frontend`` of the simulated model."""
 
-    def __init__(self, max_context_tokens: int) -> None:
+    def __init__(self, max_context_tokens: int, mind: Mind | None = None) -> None:
+        """``mind`` gives the answer to a request (with ``call_text`` for calls of tools), or None for one
+        without meaning."""
         self._max_context_tokens = max_context_tokens
+        self._mind = mind or _told
 
     def models(self) -> list[str]:
         return [MODEL]
@@ -47,16 +53,9 @@ class ByteFrontend:
         """See ``Frontend.prepare``."""
         if request.model.removeprefix("openai/") != MODEL:
             raise RequestRefused(f"model: {request.model!r} is not served; served is {MODEL}")
-        if not request.messages:
-            raise RequestRefused("messages: must not be empty")
-        for field in ("logprobs", "response_format"):
-            if getattr(request, field) is not None:
-                raise RequestRefused(f"{field}: a simulated model does not serve this")
-        if request.tool_choice != "auto":
-            raise RequestRefused("tool_choice: a simulated model cannot be made to call tools")
-        parts = [json.dumps(tool) + "\n" for tool in request.tools]
-        parts += [_render(message, index) for index, message in enumerate(request.messages)]
-        prompt = _encode("".join(parts) + "assistant: ")
+        if request.logprobs is not None:
+            raise RequestRefused("logprobs: a simulated model has none")
+        prompt = _prompt(request)
         room = self._max_context_tokens - len(prompt)
         if room < 1:
             raise RequestRefused(
@@ -64,11 +63,17 @@ class ByteFrontend:
                 f"of {self._max_context_tokens} tokens"
             )
         sampling = request.sampling(DEFAULT_OUTPUT_TOKENS)
-        told = _told(request.messages)
-        recorded = None if told is None else _encode(told)[: min(room, request.max_output_tokens or room)]
+        told = self._mind(request)
+        whole = None if told is None else _encode(told)
+        recorded = whole and whole[: min(room, request.max_output_tokens or room)]
         limit = min(room, sampling.max_output_tokens) if recorded is None else len(recorded)
         sampling = msgspec.structs.replace(sampling, max_output_tokens=limit)
-        return Prepared(prompt=prompt, sampling=sampling, recorded=recorded)
+        return Prepared(prompt=prompt, sampling=sampling, recorded=recorded, recorded_cut=recorded != whole)
+
+
+def call_text(name: str, arguments: str) -> str:
+    """A call of a tool as the simulated model writes it; ``arguments`` is JSON text."""
+    return f"{_CALL}{name} {arguments}{_END}"
 
 
 class ByteDecoder:
@@ -112,14 +117,29 @@ def _encode(text: str) -> list[int]:
     return list(text.encode("ascii", "backslashreplace"))
 
 
-def _told(messages: list[dict[str, Any]]) -> str | None:
+def _prompt(request: ChatRequest) -> list[int]:
+    if isinstance(request.prompt, list):
+        return request.prompt
+    if request.prompt is not None:
+        return _encode(request.prompt)
+    if not request.messages:
+        raise RequestRefused("messages: must not be empty")
+    parts = [json.dumps(tool) + "\n" for tool in request.tools]
+    parts += [_render(message, index) for index, message in enumerate(request.messages)]
+    return _encode("".join(parts) + "assistant: ")
+
+
+def _told(request: ChatRequest) -> str | None:
     """The answer that the conversation asks for, if it does."""
+    messages = request.messages
     said = [m for m in messages if m.get("role") == "user"]
     text = _text(said[-1], messages.index(said[-1])) if said else ""
+    if isinstance(request.prompt, str):
+        text = request.prompt
     command, _, rest = text.partition(" ")
     if command == "/say" and rest:
         return rest
-    if command == "/call" and rest:
+    if command == "/call" and rest and messages:
         return "done" if messages[-1].get("role") == "tool" else f"{_CALL}{rest}{_END}"
     return None
 
@@ -129,7 +149,7 @@ def _render(message: dict[str, Any], index: int) -> str:
     if role not in _ROLES:
         raise RequestRefused(f"messages[{index}].role: {role!r} is not one of {', '.join(sorted(_ROLES))}")
     functions = [call["function"] for call in message.get("tool_calls") or ()]
-    calls = "".join(f"{_CALL}{f['name']} {f.get('arguments', '')}{_END}" for f in functions)
+    calls = "".join(call_text(f["name"], f.get("arguments", "")) for f in functions)
     return f"{role}: {_text(message, index)}{calls}\n"
 
 

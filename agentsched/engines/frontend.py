@@ -12,9 +12,9 @@ from agentsched.engines.sampling_limits import check_sampling
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """The part of a chat completion request that an engine needs. ``messages``, ``tools`` and
-    ``response_format`` are in the OpenAI form; the gateway has checked their types. The sampling
-    parameters are those of ``Sampling``.
+    """The part of a request that an engine needs. ``messages``, ``tools`` and ``response_format`` are in
+    the OpenAI form; the gateway has checked their types. ``prompt``, if set, is text or tokens to go on
+    with as they are, and there are no messages. The sampling parameters are those of ``Sampling``.
 
     ``tool_choice`` is ``auto``, ``required``, or one tool's name after ``tool:``. ``logprobs`` is None
     where none are asked for, else how many alternatives.
@@ -23,6 +23,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] = []
+    prompt: str | list[int] | None = None
     max_output_tokens: int | None = None
     tool_choice: str = "auto"
     parallel_tool_calls: bool = True
@@ -61,14 +62,16 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
-    """A request in tokens. ``recorded`` as in ``GenerateRequest``. ``tool_calls`` says whether the answer
-    is looked through for tool calls, and ``single_tool_call`` that it ends after the first."""
+    """A request in tokens. ``recorded`` as in ``GenerateRequest``; ``recorded_cut``: there was more of it
+    than the request's limit allows. ``tool_calls`` says whether the answer is looked through for tool
+    calls, and ``single_tool_call`` that it ends after the first."""
 
     prompt: list[int]
     sampling: Sampling
     recorded: list[int] | None = None
     tool_calls: bool = False
     single_tool_call: bool = False
+    recorded_cut: bool = False
 
 
 class ToolCallText(msgspec.Struct, frozen=True, kw_only=True):

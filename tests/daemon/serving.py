@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agentsched.daemon.server import Daemon, Settings
 from agentsched.engines.batching import BatchingEngine
-from agentsched.engines.byte_frontend import VOCABULARY, ByteFrontend
+from agentsched.engines.byte_frontend import VOCABULARY, ByteFrontend, Mind
 from agentsched.engines.contract import Engine
 from agentsched.engines.cost import CostProfile
 from agentsched.engines.inprocess import InProcessEngine
@@ -81,6 +81,7 @@ async def served(
     profile: CostProfile = FAST,
     kv_tokens: int = 65_536,
     make_engine: Callable[[], Engine] | None = None,
+    mind: Mind | None = None,
     **settings: Any,
 ) -> AsyncIterator[Served]:
     """A daemon for one test."""
@@ -92,7 +93,7 @@ async def served(
 
     chosen = Settings(**({"drain_s": 0.1} | settings))
     async with (
-        Daemon(make_engine or make, ByteFrontend(kv_tokens), chosen) as daemon,
+        Daemon(make_engine or make, ByteFrontend(kv_tokens, mind), chosen) as daemon,
         aiohttp.ClientSession() as http,
     ):
         yield Served(daemon, http, steps)

@@ -77,27 +77,39 @@ class ChatFrontend:
             grammar=self._grammar(request, tools) if turns is None else "",
             stop_tokens=self._tokenizer.ends,
         )
-        text = self._template.render(request.messages, request.tools, self._tokenizer.as_text)
-        if not self._tokenizer.fits(text, self._max_context):
-            raise self._too_long()
-        prompt = list(islice(self._tokenizer.encode_prompt(text), self._max_context))
+        text, prompt = self._prompt(request)
         room = self._max_context - len(prompt)
         if room < 1:
             raise self._too_long()
-        recorded = None
+        recorded = whole = None
         if turns is not None:
             answered = sum(message.get("role") == "assistant" for message in request.messages)
             turn = turns[min(answered, len(turns) - 1)]
-            recorded = self._answer(text, prompt, turn)[: request.max_output_tokens or room][:room]
+            whole = self._answer(text, prompt, turn)
+            recorded = whole[: request.max_output_tokens or room][:room]
         return Prepared(
             prompt=prompt,
             sampling=msgspec.structs.replace(
                 sampling, max_output_tokens=min(room, sampling.max_output_tokens)
             ),
             recorded=recorded,
+            recorded_cut=recorded != whole,
             tool_calls=bool(tools) or turns is not None,
             single_tool_call=not request.parallel_tool_calls,
         )
+
+    def _prompt(self, request: ChatRequest) -> tuple[str, list[int]]:
+        """In text, where there is any, and in tokens."""
+        if isinstance(request.prompt, list):
+            return "", request.prompt
+        clean = self._tokenizer.as_text
+        if request.prompt is None:
+            text = self._template.render(request.messages, request.tools, clean)
+        else:
+            text = clean(request.prompt)
+        if not self._tokenizer.fits(text, self._max_context):
+            raise self._too_long()
+        return text, list(islice(self._tokenizer.encode_prompt(text), self._max_context))
 
     def _turns(self, model: str) -> Sequence[RecordedTurn] | None:
         name = model.removeprefix("openai/")

@@ -1,0 +1,122 @@
+"""Reading request bodies: JSON into checked values, with errors that name the field."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import re
+import secrets
+from typing import Annotated, Any
+
+import msgspec
+
+from agentsched.daemon.errors import ApiError, bad_field
+
+_log = logging.getLogger(__name__)
+
+_PATH = re.compile(r" - at `\$\.?(.*?)`$")
+_MISSING = re.compile(r"Object missing required field `(.*?)`")
+
+Limit = Annotated[int, msgspec.Meta(ge=1)]
+_SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+)
+
+
+class Sampled(msgspec.Struct, kw_only=True):
+    """What all APIs say of sampling and streaming in the same words."""
+
+    model: str
+    temperature: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stream: bool | None = None
+    program_id: str | None = None
+
+    def sampling(self) -> dict[str, Any]:
+        """As fields of a ``ChatRequest``; engines check the ranges of those that have none here."""
+        said = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
+        # Who asks for chance and gives no seed wants another answer each time.
+        return {"model": self.model, "seed": secrets.randbits(63)} | said
+
+
+def decode_object(data: bytes) -> dict[str, Any]:
+    """The JSON object that a body is. Raises ``ApiError`` (400)."""
+    try:
+        raw = msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
+    if not isinstance(raw, dict):
+        raise ApiError(400, "the body must be a JSON object")
+    return raw
+
+
+def convert(raw: Any, kind: type[Any], prefix: str = "") -> Any:
+    """``raw`` as a value of ``kind``. Raises ``ApiError`` (400) naming the field below ``prefix``."""
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        found = _PATH.search(message)
+        missing = _MISSING.match(message)
+        path = ".".join(part.group(1) for part in (found, missing) if part)
+        field = f"{prefix}.{path}".strip(".") if prefix else path
+        problem = "is missing" if missing else _PATH.sub("", message)
+        raise bad_field(field, problem) if field else ApiError(400, problem) from None
+
+
+def check_program(name: str, field: str) -> None:
+    """Program ids travel in headers, labels and logs. Raises ``ApiError`` (400)."""
+    if not (0 < len(name) <= 256 and name.isprintable()):
+        raise bad_field(field, "must be 1 to 256 printable characters")
+
+
+def refuse(raw: dict[str, Any], unserved: dict[str, str]) -> None:
+    """Accepting these fields and not doing them would be a silent lie. Raises ``ApiError`` (400)."""
+    for field, problem in unserved.items():
+        if raw.get(field):
+            raise bad_field(field, problem)
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Say what is accepted though it is not done: clients send it whether they need it or not."""
+    _log.warning("%s", text)
+
+
+def formatted(kind: Any, schema: Any) -> dict[str, Any] | None:
+    """A format of output as engines are told of it; None for plain text."""
+    return {"type": "json_schema", "json_schema": {"schema": schema}} if kind == "json_schema" else None
+
+
+def texts(strings: str | list[str] | None) -> tuple[str, ...]:
+    """One or more strings; empty ones mean nothing."""
+    found = [strings] if isinstance(strings, str) else strings or []
+    return tuple(text for text in found if text)
+
+
+def function(name: str, description: str | None, parameters: dict[str, Any] | None) -> dict[str, Any]:
+    """A tool in the form that engines are told of it."""
+    told: dict[str, Any] = {"name": name}
+    if description:
+        told["description"] = description
+    return {"type": "function", "function": told | {"parameters": parameters or {"type": "object"}}}
+
+
+def called(identifier: str, name: str, arguments: Any) -> dict[str, Any]:
+    """A tool call in an assistant's message, in the form that engines are told of it."""
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return {"id": identifier, "type": "function", "function": {"name": name, "arguments": text}}

@@ -1,0 +1,216 @@
+"""Conversations by their content: which program's does a call continue, and where does one branch off?
+
+A program's conversation is a chain of turns: a prompt, and the answer that we gave. A call continues the
+turn whose prompt and answer are the longest strict prefix of its messages. What was said after a turn
+stays known, so it shows whether a call goes on at the end of a conversation, or from the middle of it
+on another way: a fork. Two programs may have equal turns, as two runs of one task begin: of those each
+continuation takes one that nobody has gone on from.
+
+When a history has been rewritten, no prefix of it is known. Then a program is still known by its own
+words: the newest answer in the conversation, or an answer (a summary, usually) that a message quotes in
+full.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from agentsched.daemon.recent import Recent
+
+Message = dict[str, Any]
+
+# Clients may append to our text before they return it; a short text alone would match by chance.
+_MIN_PREFIX_CHARS = 32
+# So much of an answer finds it in another text; shorter answers are not looked for.
+_OPENING_CHARS = 48
+_MOST_ALIKE = 1024
+"""Answers to one prompt that are told apart: programs with the same task, mostly."""
+
+_QUOTE_START = re.compile(r"(?:\A|[\n>:\"])\s*(?=\S)")
+_MOST_STARTS = 500
+_encoder = msgspec.json.Encoder(order="deterministic")
+
+
+@dataclass(slots=True)
+class Turn:
+    """An answer of a program, after a prompt. ``claimed`` is the digest of the live call that continues
+    it; ``next_prompt`` the chain of the prompt that did."""
+
+    program: str
+    text_chars: int
+    text_hash: bytes
+    claimed: bytes | None = None
+    next_prompt: bytes | None = None
+
+    def is_said_by(self, said: _Said) -> bool:
+        """Whether a message is this answer, or begins with it."""
+        whole = len(said.text) == self.text_chars
+        if not whole and (self.text_chars < _MIN_PREFIX_CHARS or len(said.text) < self.text_chars):
+            return False
+        return said.beginning(self.text_chars) == self.text_hash
+
+
+class _Said:
+    """A message's text, whose beginnings are hashed once each."""
+
+    def __init__(self, message: Message) -> None:
+        self.text = text_of(message).strip()
+        self._beginnings: dict[int, bytes] = {}
+
+    def beginning(self, chars: int) -> bytes:
+        if chars not in self._beginnings:
+            self._beginnings[chars] = digest(self.text[:chars])
+        return self._beginnings[chars]
+
+
+class Talk:
+    """The messages of one call. ``chains[n]`` identifies the first n of them."""
+
+    def __init__(self, messages: Sequence[Message], prompt: str | list[int] | None = None) -> None:
+        if prompt is not None:
+            text = prompt if isinstance(prompt, str) else _encoder.encode(prompt).decode()
+            messages = [{"role": "user", "content": text}]
+        self.messages = messages
+        self.chains = [b""]
+        for message in messages:
+            self.chains.append(digest(self.chains[-1] + _encoder.encode(_normalised(message))))
+
+    @property
+    def chain(self) -> bytes:
+        return self.chains[-1]
+
+    @property
+    def opens(self) -> bool:
+        """Whether nothing has been answered in it yet."""
+        return not any(message.get("role") == "assistant" for message in self.messages)
+
+    @property
+    def system(self) -> bytes:
+        """What stands before the first message that is not the system's."""
+        kept = []
+        for message in self.messages:
+            if message.get("role") not in ("system", "developer"):
+                break
+            kept.append(_normalised(message))
+        return _encoder.encode(kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The turn that a call continues. ``fork``: others have gone on from there already, another way."""
+
+    turn: Turn
+    fork: bool
+
+
+class Conversations:
+    """The turns of all programs. ``remembered`` bounds each table."""
+
+    def __init__(self, remembered: int) -> None:
+        self._turns: Recent[bytes, list[Turn]] = Recent(remembered)
+        self._openings: Recent[bytes, Turn] = Recent(remembered)
+
+    def answered(self, program: str, prompt: bytes, text: str) -> None:
+        """The program got this answer to the prompt."""
+        text = text.strip()
+        turn = Turn(program, len(text), digest(text))
+        turns = self._turns.get(prompt) or []
+        turns.append(turn)
+        self._turns[prompt] = turns[-_MOST_ALIKE:]
+        if len(text) >= _OPENING_CHARS:
+            self._openings[digest(text[:_OPENING_CHARS])] = turn
+
+    def continued(
+        self, talk: Talk, call: bytes, *, retry: bool, allowed: Callable[[str], bool]
+    ) -> Found | None:
+        """What the call with digest ``call`` continues, among the programs that are ``allowed``."""
+        for index in range(len(talk.messages) - 1, 0, -1):
+            message = talk.messages[index]
+            if message.get("role") == "assistant":
+                known = self._turns.get(talk.chains[index]) or ()
+                said = _Said(message)
+                turns = [t for t in known if t.is_said_by(said) and allowed(t.program)]
+                if turns:
+                    return _choice(turns, known, talk, call, retry=retry)
+        return None
+
+    def recalled(self, talk: Talk, allowed: Callable[[str], bool]) -> str | None:
+        """The program whose words are in a history that was rewritten."""
+        for message in reversed(talk.messages):
+            text = text_of(message)
+            if message.get("role") == "assistant":
+                program = self._quoted(text, 0, allowed)
+                return program if program is not None else self._quoted_anywhere(talk, allowed)
+        return self._quoted_anywhere(talk, allowed)
+
+    def _quoted_anywhere(self, talk: Talk, allowed: Callable[[str], bool]) -> str | None:
+        for message in talk.messages[:8]:
+            if message.get("role") == "assistant":
+                continue
+            text = text_of(message)
+            for start in islice(_QUOTE_START.finditer(text), _MOST_STARTS):
+                if (program := self._quoted(text, start.end(), allowed)) is not None:
+                    return program
+        return None
+
+    def _quoted(self, text: str, at: int, allowed: Callable[[str], bool]) -> str | None:
+        if len(text) - at < _OPENING_CHARS:
+            return None
+        turn = self._openings.get(digest(text[at : at + _OPENING_CHARS]))
+        if turn is None or not allowed(turn.program):
+            return None
+        return turn.program if digest(text[at : at + turn.text_chars]) == turn.text_hash else None
+
+
+def _choice(turns: list[Turn], known: Sequence[Turn], talk: Talk, call: bytes, *, retry: bool) -> Found:
+    # Who has gone on another way than this call does, from this answer or from another one to the prompt.
+    gone = {t.program for t in known if t.next_prompt is not None and t.next_prompt not in talk.chains}
+    copies = [t for t in turns if t.claimed == call]
+    free = [t for t in turns if t.claimed is None and t.program not in gone]
+    free.sort(key=lambda t: t.next_prompt is not None)  # one that nobody has gone on from, if there is one
+    order = copies + free if retry else free + copies
+    return Found(order[0], fork=False) if order else Found(turns[-1], fork=True)
+
+
+def digest(data: bytes | str) -> bytes:
+    """A short hash. JSON can carry half a surrogate pair."""
+    raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
+    return hashlib.blake2b(raw, digest_size=16).digest()
+
+
+def text_of(message: Message) -> str:
+    """All text of a message."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    return "".join(map(_part, content)) if isinstance(content, list) else ""
+
+
+def _part(part: Any) -> str:
+    if isinstance(part, dict) and isinstance(part.get("text"), str):
+        return str(part["text"])
+    if isinstance(part, dict):
+        part = {key: value for key, value in part.items() if key != "cache_control"}
+    return _encoder.encode(part).decode()
+
+
+def _normalised(message: Message) -> list[Any]:
+    """What two copies of a message have in common: clients add keys of their own, write empty
+    contents in three ways, and a text as a list of parts."""
+    calls = [
+        [
+            call.get("id"),
+            (call.get("function") or {}).get("name"),
+            (call.get("function") or {}).get("arguments"),
+        ]
+        for call in message.get("tool_calls") or ()
+        if isinstance(call, dict)
+    ]
+    return [message.get("role"), message.get("name"), message.get("tool_call_id"), text_of(message), calls]

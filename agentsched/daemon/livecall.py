@@ -1,0 +1,95 @@
+"""One call as clients see it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from agentsched.daemon.answers import Ending, Piece, Usage
+from agentsched.daemon.apis.contract import Request
+from agentsched.daemon.errors import ApiError
+from agentsched.daemon.gate import Ticket
+from agentsched.daemon.identity import Claim
+from agentsched.engines.frontend import Prepared
+
+
+@dataclass(eq=False, kw_only=True)
+class LiveCall:
+    """``pieces`` is the answer so far; then either ``ending`` or ``error`` is set, and nothing changes
+    any more. ``delivered``: some of it has left for a client. ``clients`` have asked for it so far, and
+    ``attached`` of them still wait."""
+
+    name: str
+    claim: Claim
+    request: Request
+    prepared: Prepared
+    arrived_s: float
+    clients: int = 1
+    attached: int = 1
+    delivered: bool = False
+    pieces: list[Piece] = field(default_factory=list)
+    ending: Ending | None = None
+    error: ApiError | None = None
+    core_name: str = ""
+    beginnings: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    ticket: Ticket | None = None
+    task: asyncio.Task[None] | None = None
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def program(self) -> str:
+        return self.claim.program
+
+    @property
+    def usage(self) -> Usage:
+        """What is known of it now."""
+        return Usage(
+            prompt_tokens=len(self.prepared.prompt),
+            cached_tokens=self.cached_tokens,
+            output_tokens=self.output_tokens,
+        )
+
+    @property
+    def held(self) -> bool:
+        """Whether it waits at the gate."""
+        return self.ticket is not None and not self.ticket.passed.done()
+
+    @property
+    def ended(self) -> bool:
+        return self.ending is not None or self.error is not None
+
+    async def over(self, timeout_s: float) -> bool:
+        """Wait until the end; False if the time ran out."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self.ended:
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def more(self, seen: int, timeout_s: float | None = None) -> bool:
+        """Wait until there are more than ``seen`` pieces, or the end; False if the time ran out."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while len(self.pieces) <= seen and not self.ended:
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def end(self) -> Ending:
+        """Wait for the end. Raises the ``ApiError`` that it ended with."""
+        while not self.ended:
+            await self._changed.wait()
+        if self.error is not None:
+            raise self.error
+        assert self.ending is not None
+        return self.ending
+
+    def notify(self) -> None:
+        """Something changed: wake everybody who waits."""
+        self._changed.set()
+        self._changed = asyncio.Event()
