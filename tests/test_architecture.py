@@ -217,17 +217,16 @@ def test_a_third_party_package_is_imported_only_by_its_adapters(package: str) ->
     assert not strays, f"{package} belongs to {ADAPTERS[package]}"
 
 
+USED = ("engine", "gpu", "demo", "bench", "clients")
+
+
 def test_what_is_imported_is_declared() -> None:
     """A package that is only there because another one brings it is gone one day."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     names = (
         re.match(r"[\w.-]+", requirement)
-        for requirement in project["dependencies"]
-        + extras["engine"]
-        + extras["demo"]
-        + extras["bench"]
-        + extras["clients"]
+        for requirement in sum((extras[extra] for extra in USED), project["dependencies"])
     )
     declared = {canonical(name.group()) for name in names if name}
     providers = packages_distributions()

@@ -337,7 +337,7 @@ class Identities:
 
 def call_digest(chat: ChatRequest, stop: Sequence[str] = ()) -> bytes:
     """Canonical hash of what is asked: equal for a retry, by whatever API and transport it comes."""
-    return digest(_encoder.encode([chat, stop]))
+    return digest(_encoder.encode([msgspec.to_builtins(chat, str_keys=True), stop]))
 
 
 def _take_out(table: dict[K, list[V]], key: K, entry: V) -> None:

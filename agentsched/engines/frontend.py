@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     with as they are, and there are no messages. The sampling parameters are those of ``Sampling``.
 
     ``tool_choice`` is ``auto``, ``required``, or one tool's name after ``tool:``. ``logprobs`` is None
-    where none are asked for, else how many alternatives.
+    where none are asked for, else how many alternatives. Without a ``seed`` chance is another one each time.
     """
 
     model: str
@@ -32,7 +33,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
-    seed: int = 0
+    seed: int | None = None
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -48,7 +49,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
             top_p=self.top_p,
             top_k=self.top_k,
             min_p=self.min_p,
-            seed=self.seed,
+            seed=secrets.randbits(63) if self.seed is None else self.seed,
             repetition_penalty=self.repetition_penalty,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,

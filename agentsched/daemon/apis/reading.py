@@ -6,7 +6,6 @@ import functools
 import json
 import logging
 import re
-import secrets
 from typing import Annotated, Any
 
 import msgspec
@@ -49,8 +48,7 @@ class Sampled(msgspec.Struct, kw_only=True):
     def sampling(self) -> dict[str, Any]:
         """As fields of a ``ChatRequest``; engines check the ranges of those that have none here."""
         said = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
-        # Who asks for chance and gives no seed wants another answer each time.
-        return {"model": self.model, "seed": secrets.randbits(63)} | said
+        return {"model": self.model} | said
 
 
 def decode_object(data: bytes) -> dict[str, Any]:

@@ -34,6 +34,14 @@ _PROGRAMS = 512
 _MAX_PARTS = 16
 
 
+@triton.jit
+def _soften(scores, causal, peak):
+    """Weights of a tile, by how much earlier ones shrink, and the new maximum."""
+    scores = tl.where(causal, scores, -1e30)
+    top = tl.maximum(peak, tl.max(scores, 1))
+    return tl.where(causal, tl.exp(scores - top[:, None]), 0.0), tl.exp(peak - top), top
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def _attend(
     q, keys, values, tables, starts, ends, tile_rows, tile_firsts, out, part_out, part_lse, scale,
@@ -45,14 +53,11 @@ def _attend(
     heads = tl.num_programs(1) * GROUP
     row, first = tl.load(tile_rows + tile), tl.load(tile_firsts + tile)
     begin = tl.load(ends + row - 1, mask=row > 0, other=0)
-    count = tl.load(ends + row) - begin
-    start = tl.load(starts + row)
+    count, start = tl.load(ends + row) - begin, tl.load(starts + row)
 
-    m = tl.arange(0, ROWS)
+    m, d = tl.arange(0, ROWS), tl.arange(0, WIDE)
     token, head = first + m // GROUP, kv_head * GROUP + m % GROUP
-    valid = (m < TOKENS * GROUP) & (token < count)
-    d = tl.arange(0, WIDE)
-    at = (begin + token)[:, None]
+    at, valid = (begin + token)[:, None], (m < TOKENS * GROUP) & (token < count)
     inside = valid[:, None] & (d < DIM)[None, :]
     queries = tl.load(q + at * stride_q + head[:, None] * DIM + d[None, :], mask=inside, other=0.0)
 
@@ -60,27 +65,21 @@ def _attend(
     seen = start + tl.minimum(first + TOKENS, count)
     each = tl.cdiv(tl.cdiv(seen, PARTS), POSITIONS) * POSITIONS
     low, high = part * each, tl.minimum((part + 1) * each, seen)
-    peak = tl.full((ROWS,), -1e30, tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
+    peak, total = tl.full((ROWS,), -1e30, tl.float32), tl.zeros((ROWS,), tl.float32)
     mixed = tl.zeros((ROWS, WIDE), tl.float32)
     for base in range(low, high, POSITIONS):
         position = base + tl.arange(0, POSITIONS)
         there = position < high
-        block = tl.load(tables + row * table_width + position // BLOCK, mask=there, other=0)
-        slot = block.to(tl.int64) * BLOCK + position % BLOCK
-        where = slot[:, None] * stride_kv + kv_head * DIM + d[None, :]
+        block = tl.load(tables + row * table_width + position // BLOCK, mask=there, other=0).to(tl.int64)
+        where = (block * BLOCK + position % BLOCK)[:, None] * stride_kv + kv_head * DIM + d[None, :]
         filled = there[:, None] & (d < DIM)[None, :]
         key = tl.load(keys + where, mask=filled, other=0.0)
         scores = tl.dot(queries, tl.trans(key), input_precision="ieee") * scale
         causal = there[None, :] & (position[None, :] <= (start + token)[:, None])
-        scores = tl.where(causal, scores, -1e30)
-        top = tl.maximum(peak, tl.max(scores, 1))
-        weights = tl.where(causal, tl.exp(scores - top[:, None]), 0.0)
-        shrink = tl.exp(peak - top)
+        weights, shrink, peak = _soften(scores, causal, peak)
         total = total * shrink + tl.sum(weights, 1)
         value = tl.load(values + where, mask=filled, other=0.0)
         mixed = mixed * shrink[:, None] + tl.dot(weights.to(value.dtype), value, input_precision="ieee")
-        peak = top
     # A part may have nothing to see: it weighs nothing in the merge.
     result = mixed / tl.where(total > 0, total, 1.0)[:, None]
     if PARTS == 1:
