@@ -43,13 +43,14 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     def sampling(self, limit: int, *, grammar: str = "", stop_tokens: tuple[int, ...] = ()) -> Sampling:
         """What an engine is asked for, with ``limit`` output tokens where the request says nothing.
         Raises ``RequestRefused`` naming the field that is out of its range."""
+        chance = secrets.randbits(63) if self.seed is None and self.temperature else 0
         sampling = Sampling(
             max_output_tokens=limit if self.max_output_tokens is None else self.max_output_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
             min_p=self.min_p,
-            seed=secrets.randbits(63) if self.seed is None else self.seed,
+            seed=chance if self.seed is None else self.seed,
             repetition_penalty=self.repetition_penalty,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
