@@ -67,6 +67,7 @@ class Program:
     gap_key: str = ""  # what the gap is predicted by: the tool, and its command class once known
     held_tokens: int = 0  # on device, as last reported
     host: str = ""  # where its tools run
+    parent: str = ""  # the program that began it, if one did
     running: dict[str, RunningTool] = field(default_factory=dict)  # by tool call; paused or not
     killed_bytes: int = 0  # what a tool that was killed needs at least, until its answer arrives
     peaks: deque[int] = field(default_factory=lambda: deque(maxlen=OWN_PEAKS))  # of its last tools, bytes

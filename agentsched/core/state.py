@@ -165,7 +165,9 @@ class State:
             raise IllegalEvent(f"program {event.program!r} is open already")
         self.programs_seen = order = self.programs_seen + 1
         due_s = None if event.deadline_s is None else now + event.deadline_s
-        program = Program(event.program, event.tenant, order, now, event.weight, due_s, host=event.host)
+        program = Program(
+            event.program, event.tenant, order, now, event.weight, due_s, host=event.host, parent=event.parent
+        )
         self.programs[event.program] = program
         return program
 

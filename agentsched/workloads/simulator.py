@@ -235,6 +235,7 @@ class Simulation:
                 tenant=script.tenant,
                 deadline_s=script.deadline_s,
                 host=program.host,
+                parent=parent.script.program if parent else "",
             )
         )
         self._turn(program)
@@ -369,8 +370,10 @@ class Simulation:
         self._planned[engine.name] = None
         for output in engine.advance(self.now):
             self._deliver(output)
-        idle = engine.next_s is None
-        if idle or self.now - self._reported_s[engine.name] >= self.conditions.report_every_s:
+        if (
+            engine.next_s is None
+            or self.now - self._reported_s[engine.name] >= self.conditions.report_every_s
+        ):
             self._report(engine)
         self._plan(engine)
 

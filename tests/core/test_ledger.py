@@ -6,9 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentsched.core import events as ev
 from agentsched.core.forecast import Forecast
 from agentsched.core.ledger import Ledger
+from agentsched.core.policies.seats import Seats
 from agentsched.core.state import EngineState, Program
+from tests.core.harness import Harness
 
 CAPACITY = 100_000
 CHANGES = st.lists(
@@ -83,3 +86,13 @@ def test_kv_is_dear_while_programs_compute_and_cheap_while_they_are_away() -> No
     assert busy.active_share == pytest.approx(1.0, abs=0.01)
     assert away.active_share == pytest.approx(0.0, abs=0.01)
     assert away.price() > 10 * busy.price(), "away: what stands still during a prefill is little"
+
+
+def test_what_a_program_shares_counts_from_when_its_first_call_begins() -> None:
+    harness = Harness("agentsched")
+    seats = harness.core.policy.admission
+    assert isinstance(seats, Seats)
+    harness.arrive(harness.open(), 6_000)
+    assert seats._ledgers["e0"].need_tokens == 6_000
+    harness.post(ev.CallStarted(call="c1", cached_tokens=4_000))
+    assert seats._ledgers["e0"].need_tokens == 2_000

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from agentsched.core import Core, make_policy
 from agentsched.core import events as ev
 from agentsched.core.decisions import Admit, Rank
+from agentsched.core.policies.turns import Turns
 from tests.core.harness import Harness
 
 TOKENS = 4_000
@@ -101,3 +102,37 @@ def test_with_one_tenant_turns_are_the_order_of_arrival(steps: list[tuple[int, f
     ]
     keys = dict(sorted({order: key for key, order in line}.items()))
     assert list(keys.values()) == sorted(keys.values())
+
+
+def test_a_sub_agent_does_not_wait_behind_who_came_after_its_parent() -> None:
+    harness = Harness("agentsched-no-tryouts")
+    parent = harness.open()
+    harness.arrive(parent, 2_000)
+    harness.run_call(parent)
+    for _ in range(3):
+        harness.arrive(harness.open(), 7_000)
+    waits = set(harness.core.state.queue)
+    assert waits, "the line is empty"
+    for name in ("child", "stranger"):
+        harness.post(ev.ProgramOpened(program=name, parent=parent if name == "child" else ""))
+        decided = harness.arrive(name, 500)
+        seated = [d.program for d in decided if isinstance(d, Admit)]
+        assert seated == (["child"] if name == "child" else [])
+    assert set(harness.core.state.queue) == waits | {"stranger"}
+
+
+def test_what_a_sub_agent_takes_is_charged_to_its_tenant() -> None:
+    harness = Harness("agentsched")
+    turns = harness.core.policy.rank
+    assert isinstance(turns, Turns)
+    parent = harness.open()
+    harness.arrive(parent, 2_000)
+    harness.run_call(parent)
+    before = turns._tenants["default"].tag
+    harness.post(ev.ProgramOpened(program="child", parent=parent))
+    harness.arrive("child", 1_000)
+    assert turns._tenants["default"].tag == before
+    harness.run_call("child")
+    assert turns._tenants["default"].tag == before + 1_050
+    harness.post(ev.ProgramClosed(program="child"))
+    assert turns._tenants["default"].tag == before + 1_050

@@ -129,10 +129,13 @@ class Seats:
                     self._came.append(subject)
                     if not subject.calls_done:
                         self._tryouts.came(subject)
+            case ev.CallStarted() if subject is not None and subject.calls_done:
+                pass  # what it shares was known
             case ev.ToolProgressed(done_fraction=None):
                 pass
             case (
                 ev.CallArrived()
+                | ev.CallStarted()
                 | ev.CallFinished()
                 | ev.CallAborted()
                 | ev.ToolStarted()

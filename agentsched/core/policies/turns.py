@@ -18,6 +18,8 @@ thought to be) and E what those programs of theirs that sit were charged wrongly
     | service_i / weight_i - service_j / weight_j |  <=  (L_i + E_i) / weight_i + (L_j + E_j) / weight_j
 
 **Within a tenant** turns are the order of arrival. A program that lost its seat comes back by its old place.
+What a seated program begins (a sub-agent, a fork) stands where that does, for its parent waits for it, and
+holds KV meanwhile. It is charged for what it takes as it takes it.
 
 **Deadlines.** A program whose deadline is at stake (``urgency.py``) takes the place of whoever stands first,
 the earliest deadline before others, if
@@ -51,7 +53,8 @@ TRIED = 8
 CLAIMS_SEEN = 64
 """Earliest deadlines among which somebody is sought who may overtake: a bound on the time a look takes."""
 
-_Entry = tuple[int, Program]
+_Entry = tuple[int, int, Program]
+"""(number of the account, order, program)"""
 
 
 @dataclass(slots=True)
@@ -190,13 +193,13 @@ class Turns:
         """Who of the tenant waits longest, by first calls, but for full hosts."""
         heads: list[_Entry] = []
         for host, line in list(tenant.lines.items()):
-            while line and state.queue.get(line[0][1].name) is not line[0][1]:
+            while line and state.queue.get(line[0][-1].name) is not line[0][-1]:
                 heapq.heappop(line)
             if not line:
                 del tenant.lines[host]
             elif host not in self._full:
                 heads.append(line[0])
-        return min(heads)[1] if heads else None
+        return min(heads)[-1] if heads else None
 
     def _tag(self, program: Program, tenant: _Tenant) -> float:
         place = self._accounts[program.name].place
@@ -271,13 +274,22 @@ class Turns:
 
     def _begin(self, state: State, program: Program) -> None:
         tenant = self._tenants[program.tenant]
+        parent = state.programs.get(program.parent)
+        family = self._accounts.get(program.parent)
+        if parent is None or family is None or parent.tenant != program.tenant:
+            tenant.called += 1
+            number, place = tenant.called, None
+        else:
+            number, place = family.number, family.place
+        if place is not None:
+            self._accounts[program.name] = _Account(number, 0.0, place=place)
+            return
         first = program.first_prompt_tokens
         final = state.contexts.expected_final_tokens(
             calls_done=0, tokens_now=first, first_prompt_tokens=first
         )
         calls = state.contexts.expected_calls_left(0, first)
-        tenant.called += 1
-        self._accounts[program.name] = _Account(tenant.called, calls * (first + final) / 2)
+        self._accounts[program.name] = _Account(number, calls * (first + final) / 2)
 
     def _wait(self, state: State, program: Program, now: float) -> None:
         if self._pushed > 2 * len(state.queue) + 64:
@@ -300,7 +312,7 @@ class Turns:
         self._holds_s = -math.inf
         self._lined[program.tenant] = tenant
         line = tenant.lines.setdefault(_host(state, program), [])
-        heapq.heappush(line, (self._accounts[program.name].number, program))
+        heapq.heappush(line, (self._accounts[program.name].number, program.order, program))
         if program.due_s is not None:
             from_s = self._urgency.claims_from_s(program, now)
             heapq.heappush(self._soon, (from_s, program.order, program))
