@@ -9,13 +9,18 @@ from agentsched.core.policies.seats import Seats
 from tests.core.harness import CAPACITY, Harness
 
 SMALL = 200
+SHORT = 3
 FULL = CAPACITY - 2_000
 """A program that leaves some room, but none by predicted peak."""
 
 
 def crowded(policy: str = "agentsched") -> Harness:
-    """One large program computes, and another one waits."""
+    """Short programs have been seen; a large one computes, and another one waits."""
     harness = Harness(policy)
+    for _ in range(SHORT):
+        harness.arrive(name := harness.open(), SMALL)
+        harness.run_call(name)
+        harness.post(ev.ProgramClosed(program=name))
     harness.arrive(harness.open(), FULL)
     harness.arrive(harness.open(), FULL)
     assert len(harness.core.state.queue) == 1
@@ -54,21 +59,29 @@ def test_without_trials_it_waits() -> None:
     assert not newcomer(crowded("agentsched-no-tryouts"))[1]
 
 
+def test_nobody_is_tried_before_short_programs_were_seen() -> None:
+    harness = Harness("agentsched")
+    harness.arrive(harness.open(), FULL)
+    harness.arrive(harness.open(), FULL)
+    assert not newcomer(harness)[1]
+
+
 def test_a_trial_ends_and_the_program_waits_by_its_old_place() -> None:
     harness = crowded()
     name, _ = newcomer(harness)
     long_s = tryouts.TRIAL_S / (tryouts.TRIAL_CALLS - 2)
     assert run_calls(harness, name, tryouts.TRIAL_CALLS, long_s) == [name]
+    first, second = (f"p{SHORT + number}" for number in (1, 2))
     later, _ = newcomer(harness, FULL)
     assert not any(isinstance(d, Admit) for d in harness.arrive(name, 2_000))
-    assert list(harness.core.state.queue) == ["p2", later, name]
+    assert list(harness.core.state.queue) == [second, later, name]
     seats = harness.core.policy.admission
     assert isinstance(seats, Seats)
-    harness.run_call("p1")
-    admitted = [d.program for d in harness.post(ev.ProgramClosed(program="p1")) if isinstance(d, Admit)]
-    assert admitted == ["p2"]
-    harness.run_call("p2")
-    admitted = [d.program for d in harness.post(ev.ProgramClosed(program="p2")) if isinstance(d, Admit)]
+    harness.run_call(first)
+    admitted = [d.program for d in harness.post(ev.ProgramClosed(program=first)) if isinstance(d, Admit)]
+    assert admitted == [second]
+    harness.run_call(second)
+    admitted = [d.program for d in harness.post(ev.ProgramClosed(program=second)) if isinstance(d, Admit)]
     assert admitted[0] == name
 
 

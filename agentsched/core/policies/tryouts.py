@@ -25,8 +25,9 @@ MOST_SHARE, MOST_OF_ONE = 0.3, 0.05
 """Of the KV: of all trials in one engine, and of the first call of one."""
 
 LEAST_SHORT = 0.05
-FIRST_SHORT, FIRST_WEIGHT = 0.2, 5.0
-"""Share of short programs before any has ended, and how many endings it is worth."""
+FIRST_SHORT, FIRST_WEIGHT = 0.04, 5.0
+"""Share of short programs before any has ended, and how many endings it is worth. So nobody is tried before
+short programs were seen."""
 GAIN = 0.01
 
 
