@@ -244,8 +244,7 @@ class Simulation:
         turn = program.script.turns[program.turn]
         if turn.fresh and program.turn:
             program.epoch += 1
-            program.own_tokens = -program.script.prefix_tokens
-        if program.turn == 0:
+        if turn.fresh or program.turn == 0:
             program.own_tokens = -program.script.prefix_tokens
         program.own_tokens += turn.new_tokens
         self._call(program)
@@ -370,10 +369,8 @@ class Simulation:
         self._planned[engine.name] = None
         for output in engine.advance(self.now):
             self._deliver(output)
-        if (
-            engine.next_s is None
-            or self.now - self._reported_s[engine.name] >= self.conditions.report_every_s
-        ):
+        since_s = self.now - self._reported_s[engine.name]
+        if engine.next_s is None or since_s >= self.conditions.report_every_s:
             self._report(engine)
         self._plan(engine)
 
