@@ -281,7 +281,7 @@ class Seats:
                 or self.hosts.who_leaves(state, program) != []
             ):
                 return
-            self._turns.tried(program)
+            self._turns.tried()
             self._admit(state, orders, program, engine, forecast, on_trial=True)
 
     def _admit(

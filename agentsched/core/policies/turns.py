@@ -160,8 +160,8 @@ class Turns:
         """Whether a newcomer that waits may begin on trial."""
         return self._may_overtake(state, program, TRIED)
 
-    def tried(self, program: Program) -> None:
-        """It begins on trial: it keeps its place among those who wait for a first seat."""
+    def tried(self) -> None:
+        """Somebody begins on trial, and keeps its place among those who wait for a first seat."""
         self._holds_s = -math.inf
 
     def key(self, state: State, program: Program, now: float, *, preempted: bool) -> RankKey | None:
