@@ -120,12 +120,20 @@ class HostGate:
         host = self._hosts.get(program.host)
         if host is None:
             return []
-        need = Need.of(state, program, killed=program.killed_bytes > 0)
-        leave = host.ledger.who_leaves(
-            program.name, need, host.overcommit.factor, lambda name: self._holds(state.programs[name])
-        )
+        leave = self._leave(state, host, program)
         host.full = leave is None
         return None if leave is None else [state.programs[name] for name in leave]
+
+    def has_room(self, state: State, program: Program) -> bool:
+        """Whether the program fits on its host as it is."""
+        host = self._hosts.get(program.host)
+        return host is None or self._leave(state, host, program) == []
+
+    def _leave(self, state: State, host: _Host, program: Program) -> list[str] | None:
+        need = Need.of(state, program, killed=program.killed_bytes > 0)
+        return host.ledger.who_leaves(
+            program.name, need, host.overcommit.factor, lambda name: self._holds(state.programs[name])
+        )
 
     def look_again(self, state: State) -> None:
         """Time has passed: what was refused may be possible now."""

@@ -30,6 +30,7 @@ from agentsched.core.foresight import Foresight, index_at, leaves_at_s
 from agentsched.core.ledger import Ledger
 from agentsched.core.orders import Orders
 from agentsched.core.policies.host_gate import HostGate
+from agentsched.core.policies.openings import Openings
 from agentsched.core.policies.overcommit import Overcommit
 from agentsched.core.policies.tryouts import MOST_OF_ONE, MOST_SHARE, Tryouts
 from agentsched.core.policies.turns import Turns
@@ -87,13 +88,12 @@ class Seats:
         self._tryouts = Tryouts()
         self._anybody = False
         """Whether anybody waited for a seat after the last review, but for hosts that are full."""
-        self._refused: str | None = None
+        self._openings = Openings()
+        self._trial_openings = Openings()
         self._looked_s = 0.0
         self._came: list[Program] = []
         self._touched: set[str] = set()
         """Engines whose ledger changed since the last review."""
-        self._open: set[str] = set()
-        """Engines whose ledger changed since somebody was refused."""
         self._leaves: list[tuple[float, str, str]] = []
         self._waited_s = 0.0
         self._now = 0.0
@@ -107,11 +107,12 @@ class Seats:
         while self._leaves and self._leaves[0][0] <= now:
             leaves_s, engine, name = heapq.heappop(self._leaves)
             if engine in self._ledgers and self._ledgers[engine].leave(name, leaves_s):
-                self._open.add(engine)
+                self._changed(engine)
                 self.hosts.may_leave(state, name)
         self.hosts.observe(state, now, event, subject)
-        if subject is not None and subject.name == self._refused and not isinstance(event, ev.ToolProgressed):
-            self._refused = None  # it may want something else now
+        if subject is not None and not isinstance(event, ev.ToolProgressed):
+            for openings in (self._openings, self._trial_openings):
+                openings.anew(subject.name)  # it may want something else now
         match event:
             case ev.EngineAttached():
                 self._attach(state.engines[event.engine])
@@ -120,8 +121,8 @@ class Seats:
                     self._tryouts.unseated(state.programs[name])
                 del self._ledgers[event.engine], self._overcommit[event.engine]
                 self._touched.discard(event.engine)
-                self._open.discard(event.engine)
-                self._refused = None
+                self._openings.lost(event.engine)
+                self._trial_openings.lost(event.engine)
             case ev.ProgramClosed() if subject is not None:
                 self._end(subject)
             case ev.CallArrived() if subject is not None and subject.seat is None:
@@ -149,7 +150,11 @@ class Seats:
     def _attach(self, engine: EngineState) -> None:
         self._ledgers[engine.name] = Ledger(engine)
         self._overcommit[engine.name] = Overcommit(self._waited_s)
-        self._open.add(engine.name)
+        self._changed(engine.name)
+
+    def _changed(self, engine: str) -> None:
+        self._openings.changed(engine)
+        self._trial_openings.changed(engine)
 
     def _put(self, program: Program, engine: str, forecast: Forecast, state: State) -> None:
         ledger, leaves_s = self._ledgers[engine], None
@@ -161,7 +166,7 @@ class Seats:
             heapq.heappush(self._leaves, (leaves_s, engine, program.name))
         ledger.put(program, forecast, leaves_s, self._now)
         self._touched.add(engine)
-        self._open.add(engine)
+        self._changed(engine)
 
     def _end(self, program: Program) -> None:
         self._tryouts.ended(program, self._now)
@@ -175,7 +180,7 @@ class Seats:
 
     def _drop(self, program: Program, engine: str) -> None:
         self._ledgers[engine].drop(program, self._now)
-        self._open.add(engine)
+        self._changed(engine)
 
     # What follows
 
@@ -193,7 +198,9 @@ class Seats:
                 state, orders, program, "a tool before it in line was killed and needs its host's memory"
             )
         if orders.now >= self._looked_s + LOOK_AGAIN_S:
-            self._refused, self._looked_s = None, orders.now
+            self._looked_s = orders.now
+            self._openings.anew()
+            self._trial_openings.anew()
             self.hosts.look_again(state)
         self._anybody = self._seat_all(state, orders)
         if self._anybody and self._ledgers and self._with.tryouts:
@@ -239,15 +246,13 @@ class Seats:
 
     def _seat(self, state: State, orders: Orders, program: Program, host_leavers: list[Program]) -> bool:
         """``host_leavers`` leave in any case, if it is seated."""
-        if self._refused != program.name:
-            self._open.update(self._ledgers)
+        if self._openings.first(program, self._ledgers):
             self._looked_s = orders.now
-        self._refused = program.name
-        if not self._open:
+        if not (engines := self._openings.engines()):
             return False
         forecast = self.forecast(state, program)
-        for engine in self._by_room(program, self._open):
-            self._open.discard(engine)
+        for engine in self._by_room(program, engines):
+            self._openings.refused(engine)
             ledger = self._ledgers[engine]
             leavers = self._who_leaves(state, ledger, program, forecast, host_leavers)
             if leavers is None:
@@ -258,31 +263,36 @@ class Seats:
                 )
             self._turns.seated(program, orders.now)
             self._admit(state, orders, program, engine, forecast, on_trial=False)
-            self._refused = None
+            self._openings.anew()
             return True
         return False
 
     def _try_out(self, state: State, orders: Orders) -> None:
         """Newcomers that found no seat, as long as there is room that nobody needs."""
         while (program := self._tryouts.next(state)) is not None:
-            forecast = self.forecast(state, program)
-            engine = self._by_room(program, self._ledgers)[0]
-            ledger = self._ledgers[engine]
-            if forecast.now_tokens > MOST_OF_ONE * ledger.room_tokens or not self._turns.may_try(
-                state, program
-            ):
-                self._tryouts.passed_over(program)
-                continue
-            trials = self._tryouts.on_trial(state, engine)
-            tried_tokens = forecast.now_tokens + sum(ledger.tokens_of(trial) for trial in trials)
-            if (
-                tried_tokens > MOST_SHARE * ledger.room_tokens
-                or ledger.need_with(forecast, set()) > FULL_SHARE * ledger.room_tokens
-                or self.hosts.who_leaves(state, program) != []
-            ):
+            self._trial_openings.first(program, self._ledgers)
+            if not (engines := self._trial_openings.engines()):
                 return
-            self._turns.tried()
-            self._admit(state, orders, program, engine, forecast, on_trial=True)
+            forecast = self.forecast(state, program)
+            engine = self._by_room(program, engines)[0]
+            room_tokens = self._ledgers[engine].room_tokens
+            if forecast.now_tokens > MOST_OF_ONE * room_tokens or not self._turns.may_try(state, program):
+                self._tryouts.passed_over(program)
+            elif self._has_room_to_try(state, program, engine, forecast):
+                self._turns.tried()
+                self._admit(state, orders, program, engine, forecast, on_trial=True)
+            else:
+                self._trial_openings.refused(engine)
+
+    def _has_room_to_try(self, state: State, program: Program, engine: str, forecast: Forecast) -> bool:
+        ledger = self._ledgers[engine]
+        trials = self._tryouts.on_trial(state, engine)
+        tried_tokens = forecast.now_tokens + sum(ledger.tokens_of(trial) for trial in trials)
+        return (
+            tried_tokens <= MOST_SHARE * ledger.room_tokens
+            and ledger.need_with(forecast, set()) <= FULL_SHARE * ledger.room_tokens
+            and self.hosts.has_room(state, program)
+        )
 
     def _admit(
         self,
