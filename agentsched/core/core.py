@@ -7,18 +7,23 @@ daemon on a real clock, the simulator on a virtual one) drive it unchanged. One 
    changed nothing;
 2. lets the policy learn from it;
 3. asks the policy's parts what follows: retention for the program whose gap began or changed, ranks
-   where they changed, and admission last, since it depends on everything else.
+   where they changed, and admission last, since it depends on everything else;
+4. where the policy only watches, lets through whom it would keep waiting.
 
 The same events in the same order give the same decisions: that is what replay rests on.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+
 from agentsched.core import events as ev
 from agentsched.core.decisions import AnyDecision
 from agentsched.core.orders import Numbering, Orders
 from agentsched.core.policies.parts import Policy
 from agentsched.core.state import IllegalEvent, Program, State
+
+WATCHES = "the policy only watches"
 
 
 class Core:
@@ -28,7 +33,9 @@ class Core:
         self.policy = policy
         self.state = State()
         self._numbering = Numbering(epoch)
+        self._engaged = True
         self._ranks: dict[str, float] = {}
+        """What engines were told last; nothing is sent twice."""
         self._now = float("-inf")
 
     def handle(self, now: float, event: ev.AnyEvent) -> list[AnyDecision]:
@@ -44,7 +51,7 @@ class Core:
         self._numbering.cause += 1
         self.policy.observe(self.state, now, event, subject)
         arriving = event.call if isinstance(event, ev.CallArrived) else None
-        orders = Orders(self.state, self._numbering, now, arriving)
+        orders = Orders(self.state, self._numbering, now, arriving, engaged=self._engaged)
         self._follow(orders, event, subject)
         self.policy.admission.review(self.state, orders)
         for program, engine in orders.paused:
@@ -53,6 +60,8 @@ class Core:
         for program in orders.admitted:  # what the engine knew was released with the last seat
             self._ranks.pop(program.name, None)
             self._rank(orders, program)
+        if not self._engaged:
+            self._let_all_through(orders)
         return orders.decided
 
     def next_wakeup(self) -> float | None:
@@ -69,6 +78,8 @@ class Core:
         match event:
             case ev.EngineAttached():
                 self.policy.retention.terms(orders, event.engine)
+            case ev.PolicyEngaged() if event.engaged != self._engaged:
+                self._engage(orders, engaged=event.engaged)
             case ev.StepReport():
                 for name in event.preempted:
                     if name in self.state.programs:
@@ -83,6 +94,37 @@ class Core:
             case ev.CallFinished() | ev.CallAborted() | ev.ToolStarted() | ev.ToolProgressed() if subject:
                 if subject.in_gap and subject.foreground:
                     self.policy.retention.away(self.state, orders, subject)
+
+    def _engage(self, orders: Orders, *, engaged: bool) -> None:
+        """Tell engines all that they are to know, or that it holds no more."""
+        self._engaged = engaged
+        self._ranks.clear()
+        orders.engaged = True
+        for engine in self.state.engines:
+            if engaged:
+                self.policy.retention.terms(orders, engine)
+            else:
+                orders.terms(engine, WATCHES)
+        for program in list(self.state.programs.values()):
+            if not engaged and program.home is not None:
+                orders.release(program, program.home, WATCHES)
+            elif engaged:
+                self._rank(orders, program)
+                if program.in_gap and program.foreground:
+                    self.policy.retention.away(self.state, orders, program)
+        orders.engaged = engaged
+
+    def _let_all_through(self, orders: Orders) -> None:
+        """Calls that would wait: to the engine that computed their program last, else the one with the
+        fewest calls."""
+        waiting = self.state.waiting()
+        if not waiting or not self.state.engines:
+            return
+        calls = Counter(self.state.programs[call.program].home for call in self.state.calls.values())
+        for program in waiting:
+            engine = program.home or min(self.state.engines, key=lambda name: (calls[name], name))
+            calls[engine] += 1
+            orders.let_through(program, engine, f"{WATCHES}; else it would wait")
 
     def _rank(self, orders: Orders, program: Program, *, preempted: bool = False) -> None:
         if program.seat is None:

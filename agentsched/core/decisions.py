@@ -19,10 +19,20 @@ class Decision(Value, frozen=True, kw_only=True, tag_field="decision", tag=True)
     epoch: int
     seq: int
     reason: str = ""
+    advice: bool = False
+    """What the policy would do, were it engaged. Carried out by nobody."""
 
 
 class Admit(Decision, frozen=True, kw_only=True):
     """Let the program's calls through to ``engine`` (foreground). Carried out by the gateway."""
+
+    program: str
+    engine: str
+
+
+class Pass(Decision, frozen=True, kw_only=True):
+    """Let the program's waiting calls through to ``engine`` although it has no seat: the policy only watches.
+    Carried out by the gateway."""
 
     program: str
     engine: str
@@ -138,6 +148,8 @@ class EngineTerms(Decision, frozen=True, kw_only=True):
     max_running: int | None = None
 
 
-AnyDecision = Admit | Pause | Reject | Rank | Retain | Prefetch | Release | Migrate | EngineTerms
 EngineOrder = Rank | Retain | Prefetch | Release | EngineTerms
-"""The decisions that an engine carries out; the gateway carries out the others."""
+"""The decisions that an engine carries out."""
+GateOrder = Admit | Pass | Pause | Reject | Migrate
+"""The decisions that the gateway carries out."""
+AnyDecision = GateOrder | EngineOrder

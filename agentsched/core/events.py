@@ -229,6 +229,13 @@ class StepReport(Event, frozen=True, kw_only=True):
     preempted: tuple[str, ...] = ()
 
 
+class PolicyEngaged(Event, frozen=True, kw_only=True):
+    """Whether the policy's decisions are to be carried out from now on. If not, it only watches: every call
+    is let through at once, and what it would order is said as advice. A core begins engaged."""
+
+    engaged: bool
+
+
 class Woken(Event, frozen=True, kw_only=True):
     """The time that the core asked for with ``next_wakeup`` has come."""
 
@@ -249,5 +256,6 @@ AnyEvent = (
     | HostAttached
     | HostLost
     | StepReport
+    | PolicyEngaged
     | Woken
 )

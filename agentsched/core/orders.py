@@ -28,9 +28,19 @@ class Numbering:
 class Orders:
     """Collects the decisions that follow from one event."""
 
-    def __init__(self, state: State, numbering: Numbering, now: float, arriving: str | None = None) -> None:
-        """``arriving``: the call whose arrival is the event; hosts hold it until all is decided."""
+    def __init__(
+        self,
+        state: State,
+        numbering: Numbering,
+        now: float,
+        arriving: str | None = None,
+        *,
+        engaged: bool = True,
+    ) -> None:
+        """``arriving``: the call whose arrival is the event; hosts hold it until all is decided. Not
+        ``engaged``: what engines would be told, and who would be turned away, is advice."""
         self.now = now
+        self.engaged = engaged
         self._arriving = arriving
         self.decided: list[de.AnyDecision] = []
         self.admitted: list[Program] = []
@@ -42,6 +52,9 @@ class Orders:
         n = self._numbering
         return {"cause": n.cause, "epoch": n.epoch, "seq": n.next_seq(), "reason": reason}
 
+    def _order(self, reason: str) -> dict[str, int | str]:
+        return self._stamp(reason) | {"advice": not self.engaged}
+
     def admit(self, program: Program, engine: str, reason: str) -> None:
         """Make a paused program foreground."""
         if program.foreground:
@@ -52,6 +65,11 @@ class Orders:
         self.decided.append(de.Admit(program=program.name, engine=engine, **self._stamp(reason)))  # type: ignore[arg-type]
         if source is not None and source != engine:
             self.release(program, source, "it moved to another engine")
+
+    def let_through(self, program: Program, engine: str, reason: str) -> None:
+        """Let a paused program's waiting calls go, for the policy only watches."""
+        self._state.let_through(program, engine)
+        self.decided.append(de.Pass(program=program.name, engine=engine, **self._stamp(reason)))  # type: ignore[arg-type]
 
     def pause(self, program: Program, reason: str) -> None:
         """Take a program's seat away; what its KV is worth from now on, retention says."""
@@ -66,11 +84,11 @@ class Orders:
         """Turn every waiting call of a program away."""
         for call in sorted(program.calls):
             self.decided.append(
-                de.Reject(call=call, program=program.name, retry_after_s=retry_after_s, **self._stamp(reason))  # type: ignore[arg-type]
+                de.Reject(call=call, program=program.name, retry_after_s=retry_after_s, **self._order(reason))  # type: ignore[arg-type]
             )
 
     def rank(self, program: Program, engine: str, key: float, reason: str) -> None:
-        self.decided.append(de.Rank(program=program.name, engine=engine, key=key, **self._stamp(reason)))  # type: ignore[arg-type]
+        self.decided.append(de.Rank(program=program.name, engine=engine, key=key, **self._order(reason)))  # type: ignore[arg-type]
 
     def retain(
         self,
@@ -93,12 +111,12 @@ class Orders:
                 engine=engine,
                 segments=(segment,),
                 lease_until_s=lease_until_s,
-                **self._stamp(reason),  # type: ignore[arg-type]
+                **self._order(reason),  # type: ignore[arg-type]
             )
         )
 
     def release(self, program: Program, engine: str, reason: str) -> None:
-        self.decided.append(de.Release(program=program.name, engine=engine, **self._stamp(reason)))  # type: ignore[arg-type]
+        self.decided.append(de.Release(program=program.name, engine=engine, **self._order(reason)))  # type: ignore[arg-type]
 
     def terms(self, engine: str, reason: str, **terms: float) -> None:
-        self.decided.append(de.EngineTerms(engine=engine, **terms, **self._stamp(reason)))  # type: ignore[arg-type]
+        self.decided.append(de.EngineTerms(engine=engine, **terms, **self._order(reason)))  # type: ignore[arg-type]

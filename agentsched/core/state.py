@@ -12,7 +12,8 @@ that is absent raises ``IllegalEvent``: there is no silent detour.
 
 A **program** is *foreground* while it has a ``seat``: the engine that should hold its KV; else it is
 *paused*. Seats change by decisions only (``seat``, ``unseat``). Between calls a program is in a gap;
-it may have several calls at once (sub-requests), and is in a gap when it has none.
+it may have several calls at once (sub-requests), and is in a gap when it has none. While the policy
+only watches, calls of paused programs go to engines too (``let_through``).
 
 House rules: nothing outside this file writes the fields of ``program_state.py``; nothing in this file knows a
 policy.
@@ -103,7 +104,7 @@ class State:
                 self._lose_host(event)
             case ev.StepReport():
                 self._report(event)
-            case ev.Woken():
+            case ev.PolicyEngaged() | ev.Woken():
                 pass
         return None
 
@@ -147,6 +148,14 @@ class State:
         """The program becomes foreground: its waiting calls go to the engine."""
         program.seat = program.home = engine
         self.seats[engine][program.name] = program
+        self._let_through(program)
+
+    def let_through(self, program: Program, engine: str) -> None:
+        """The program's waiting calls go to the engine, but it has no seat there."""
+        program.home = engine
+        self._let_through(program)
+
+    def _let_through(self, program: Program) -> None:
         self.queue.pop(program.name, None)
         for call in program.calls.values():
             if call.phase is Phase.WAITING:

@@ -1,4 +1,4 @@
-"""Holds the calls of programs that have no seat: an unadmitted call never reaches an engine."""
+"""Holds the calls of programs that have no seat: no call reaches an engine but by the core's decision."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Ticket:
 
 
 class Gate:
-    """Lets the calls of foreground programs through. Carries out Admit, Pause, Reject, Migrate."""
+    """Lets the calls of foreground programs through, and what the core lets pass."""
 
     def __init__(self) -> None:
         self._seat: dict[str, str] = {}
@@ -60,13 +60,13 @@ class Gate:
         """The engine is gone, and with it the seats there."""
         self._seat = {program: seat for program, seat in self._seat.items() if seat != engine}
 
-    def carry_out(self, decision: de.Admit | de.Pause | de.Reject | de.Migrate) -> None:
+    def carry_out(self, decision: de.GateOrder) -> None:
         match decision:
             case de.Admit() | de.Migrate():
                 self._seat[decision.program] = decision.engine
-                for ticket in list(self._held.values()):
-                    if ticket.program == decision.program:
-                        self._let_through(ticket, decision.engine)
+                self._let_program_through(decision.program, decision.engine)
+            case de.Pass():
+                self._let_program_through(decision.program, decision.engine)
             case de.Pause():
                 self._seat.pop(decision.program, None)
             case de.Reject():
@@ -74,6 +74,11 @@ class Gate:
                     held.refuse(TurnedAway(decision.retry_after_s, decision.reason))
             case _:
                 assert_never(decision)
+
+    def _let_program_through(self, program: str, engine: str) -> None:
+        for ticket in list(self._held.values()):
+            if ticket.program == program:
+                self._let_through(ticket, engine)
 
     def _let_through(self, ticket: Ticket, engine: str) -> None:
         self._held.pop(ticket.call, None)

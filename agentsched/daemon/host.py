@@ -129,7 +129,9 @@ class Host:
             self._carry_out(decision)
 
     def _carry_out(self, decision: de.AnyDecision) -> None:
-        if isinstance(decision, de.Admit | de.Pause | de.Reject | de.Migrate):
+        if decision.advice:
+            return
+        if isinstance(decision, de.GateOrder):
             self._gate.carry_out(decision)
         elif (link := self._engines.get(decision.engine)) is not None:
             link.send(decision)

@@ -20,12 +20,13 @@ from agentsched.core import ABLATION_NAMES, POLICY_NAMES, Core, make_policy
 from agentsched.core.log import Entry
 from agentsched.workloads.arrivals import HOUR_S, day, gamma, with_deadlines
 from agentsched.workloads.bounds import recompute_bound_of_run
+from agentsched.workloads.conditions import Conditions
 from agentsched.workloads.fit import ProfileError, load_profile
 from agentsched.workloads.measures import RunFacts, summarise_run
 from agentsched.workloads.meter import Meter
 from agentsched.workloads.oracle import ScriptOracle
 from agentsched.workloads.scripts import Script
-from agentsched.workloads.simulator import Conditions, Simulation
+from agentsched.workloads.simulator import Simulation
 from agentsched.workloads.summary import Summary
 from agentsched.workloads.uncontended import Serving, alone_s, yardstick
 from agentsched.workloads.workload import (

@@ -18,35 +18,15 @@ from typing import assert_never
 
 from agentsched.core import events as ev
 from agentsched.core.core import Core
-from agentsched.core.decisions import Admit, AnyDecision, EngineOrder, Migrate, Pause, Reject
+from agentsched.core.decisions import Admit, AnyDecision, EngineOrder, Migrate, Pass, Pause, Reject
 from agentsched.core.log import Entry
 from agentsched.engines.analytic import Output
+from agentsched.workloads.conditions import Conditions
 from agentsched.workloads.gaps import Gaps
 from agentsched.workloads.scripts import Script, Turn
 from agentsched.workloads.simulated_engine import SimulatedEngine as SimulatedEngine
 
 DECISIONS_KEPT = 100_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conditions:
-    """What the run has to bear. ``concurrency`` caps how many programs are alive at once (closed loop:
-    the next begins when one ends); without it programs arrive at their own times (open loop).
-    ``control_delay_s`` holds up orders to engines and their reports; ``lost_orders`` is the share of
-    orders that never arrive. ``report_every_s`` is the engines' interval of reports. ``tool_cores`` and
-    ``tool_memory_bytes`` limit each of the ``tool_hosts`` on which tools run; None: without limit.
-    ``told_share`` of the tools tell of their progress."""
-
-    concurrency: int | None = None
-    control_delay_s: float = 0.0
-    lost_orders: float = 0.0
-    report_every_s: float = 0.5
-    tool_hosts: int = 1
-    tool_cores: float | None = None
-    tool_memory_bytes: int | None = None
-    told_share: float = 0.0
-    seed: int = 0
-    check: bool = False
 
 
 @dataclass(slots=True)
@@ -189,11 +169,15 @@ class Simulation:
             self._post(ev.Woken())
 
     def _carry_out(self, decision: AnyDecision) -> None:
+        if decision.advice:
+            return
         match decision:
-            case Admit() | Migrate():
+            case Admit() | Pass() | Migrate():
                 program = self._programs[decision.program]
                 program.seat = decision.engine
                 self._send(program)
+                if isinstance(decision, Pass):
+                    program.seat = None  # its next call asks again
             case Pause():
                 self._programs[decision.program].seat = None
             case Reject():

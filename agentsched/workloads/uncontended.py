@@ -16,10 +16,11 @@ from agentsched.core import events as ev
 from agentsched.core.log import Entry
 from agentsched.engines.analytic import AnalyticEngine
 from agentsched.workloads.arrivals import HOUR_S
+from agentsched.workloads.conditions import Conditions
 from agentsched.workloads.fit import load_profile
 from agentsched.workloads.meter import steady_span
 from agentsched.workloads.scripts import Piece, Script, Turn
-from agentsched.workloads.simulator import Conditions, Simulation
+from agentsched.workloads.simulator import Simulation
 from agentsched.workloads.workload import Cast, Workload, drawn_programs
 
 ROOM_TOKENS = 10**9

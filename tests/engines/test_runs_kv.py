@@ -15,8 +15,9 @@ from agentsched.engines import runs_kv
 from agentsched.engines.analytic import AnalyticEngine
 from agentsched.engines.cost import PROFILES
 from agentsched.engines.runs_kv import Node, RunCache
+from agentsched.workloads.conditions import Conditions
 from agentsched.workloads.scripts import Piece, Script, Turn
-from agentsched.workloads.simulator import Conditions, Simulation
+from agentsched.workloads.simulator import Simulation
 
 BLOCK = 16
 

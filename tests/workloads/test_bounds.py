@@ -22,9 +22,10 @@ from agentsched.workloads.bounds import (
     packing_bound_reclaiming,
     recompute_bound_of_run,
 )
+from agentsched.workloads.conditions import Conditions
 from agentsched.workloads.generate.synthetic import synthetic_scripts
 from agentsched.workloads.scripts import Piece, Script, Turn
-from agentsched.workloads.simulator import Conditions, SimulatedEngine, Simulation
+from agentsched.workloads.simulator import SimulatedEngine, Simulation
 from agentsched.workloads.stepwise import StepwiseEngine
 from agentsched.workloads.summary import summarise
 

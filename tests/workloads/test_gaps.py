@@ -11,8 +11,9 @@ from agentsched.core import events as ev
 from agentsched.core.log import Entry
 from agentsched.engines.analytic import AnalyticEngine
 from agentsched.engines.cost import PROFILES
+from agentsched.workloads.conditions import Conditions
 from agentsched.workloads.scripts import Script, Turn
-from agentsched.workloads.simulator import Conditions, Simulation
+from agentsched.workloads.simulator import Simulation
 
 MB = 10**6
 

@@ -15,8 +15,9 @@ from agentsched.core.log import Entry
 from agentsched.engines.analytic import AnalyticEngine
 from agentsched.engines.cost import CostProfile
 from agentsched.engines.simulated import simulated
+from agentsched.workloads.conditions import Conditions
 from agentsched.workloads.generate.synthetic import synthetic_scripts
-from agentsched.workloads.simulator import Conditions, SimulatedEngine, Simulation
+from agentsched.workloads.simulator import SimulatedEngine, Simulation
 from agentsched.workloads.stepwise import StepwiseEngine
 
 PROFILE = CostProfile(

@@ -14,8 +14,9 @@ from agentsched.core import events as ev
 from agentsched.core.log import Entry
 from agentsched.engines.analytic import AnalyticEngine
 from agentsched.engines.cost import PROFILES
+from agentsched.workloads.conditions import Conditions
 from agentsched.workloads.scripts import Script, Turn
-from agentsched.workloads.simulator import Conditions, Simulation
+from agentsched.workloads.simulator import Simulation
 from agentsched.workloads.tool_host import Happened, HostUsage, ToolHost
 
 Call = tuple[float, float, float, int]

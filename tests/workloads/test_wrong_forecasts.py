@@ -17,11 +17,12 @@ from agentsched.core.policies.agentsched import _policy
 from agentsched.core.state import Program, State
 from agentsched.engines.analytic import AnalyticEngine
 from agentsched.engines.cost import PROFILES
+from agentsched.workloads.conditions import Conditions
 from agentsched.workloads.generate import generate
 from agentsched.workloads.meter import Meter
 from agentsched.workloads.scripts import Script
 from agentsched.workloads.selection import draw
-from agentsched.workloads.simulator import Conditions, Simulation
+from agentsched.workloads.simulator import Simulation
 
 PROGRAMS = 150
 CASES = {

@@ -31,10 +31,11 @@ from agentsched.core import Core, make_policy
 from agentsched.core import events as ev
 from agentsched.core.decisions import AnyDecision
 from agentsched.core.log import Entry
+from agentsched.workloads.conditions import Conditions
 from agentsched.workloads.fixed_engine import FINISH_S, FixedEngine
 from agentsched.workloads.scripts import Script, Turn
 from agentsched.workloads.simulate import OptionError, check_policies
-from agentsched.workloads.simulator import Conditions, Simulation
+from agentsched.workloads.simulator import Simulation
 from agentsched.workloads.summary import describe_host, percentile
 
 RESULTS = Path(__file__).parents[1] / "results"

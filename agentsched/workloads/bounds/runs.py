@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from agentsched.core import events as ev
-from agentsched.core.decisions import Admit, Migrate, Pause
+from agentsched.core.decisions import Admit, Migrate, Pass, Pause
 from agentsched.core.log import Entry
 from agentsched.workloads.bounds.contexts import (
     BoundsError,
@@ -69,6 +69,9 @@ def calls_of_run(entries: Iterable[Entry], scripts: Iterable[Script] = ()) -> li
         match entry.decision:
             case Admit(program=program, engine=engine) | Migrate(program=program, engine=engine):
                 reading.seat(program, engine)
+            case Pass(program=program, engine=engine):
+                reading.seat(program, engine)
+                reading.seats.pop(program, None)
             case Pause(program=program):
                 reading.seats.pop(program, None)
             case _:
