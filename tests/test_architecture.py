@@ -217,7 +217,7 @@ def test_a_third_party_package_is_imported_only_by_its_adapters(package: str) ->
     assert not strays, f"{package} belongs to {ADAPTERS[package]}"
 
 
-USED = ("engine", "gpu", "demo", "bench", "clients")
+USED = ("engine", "gpu", "demo", "bench", "clients", "otel")
 
 
 def test_what_is_imported_is_declared() -> None:

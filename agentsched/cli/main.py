@@ -20,6 +20,7 @@ from agentsched import __version__
 COMMANDS = {
     "demo": "Run real agents with a baseline policy and with ours, and compare.",
     "serve": "Serve an OpenAI-compatible API that schedules agent programs.",
+    "config": "Write, check and explain the configuration file.",
     "run": "Run one command in a sandbox of its own.",
     "simulate": "Play traces of agents through policies, in virtual time.",
     "trace": "Make a trace for the simulator from a daemon's event log.",
@@ -38,6 +39,7 @@ EXTRAS = {
     "transformers": "engine",
     "minisweagent": "demo",
     "plotly": "demo",
+    "opentelemetry": "otel",
     "matplotlib": "bench",
     "scipy": "bench",
 }

@@ -7,16 +7,19 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import click
 import platformdirs
 
-from agentsched.core import POLICY_NAMES
-from agentsched.daemon.care import RULES
-from agentsched.daemon.server import Daemon, Settings
+from agentsched.cli.flags import config_flags, given
+from agentsched.daemon.config import ConfigError, load_config, restart_needed
+from agentsched.daemon.host import Watcher
+from agentsched.daemon.server import Daemon
+from agentsched.daemon.settings import Config, EngineSettings
 from agentsched.engines.byte_frontend import VOCABULARY, ByteFrontend
 from agentsched.engines.contract import Engine, EngineGone
 from agentsched.engines.frontend import Frontend
@@ -37,18 +40,6 @@ header x-agentsched-program says which program its calls belong to; without
 it, its own session ids, ids of tool calls and the conversation itself tell.
 """
 
-_DEFAULT_KV_TOKENS = 60_000
-
-
-class Memory(NamedTuple):
-    """Tokens whose KV an engine holds, on its device and in host memory."""
-
-    kv_tokens: int
-    host_tokens: int
-
-    def options(self) -> list[str]:
-        return ["--kv-tokens", str(self.kv_tokens), "--host-tokens", str(self.host_tokens)]
-
 
 class Source(NamedTuple):
     """Where answers come from: the text side, and how to start the engine."""
@@ -57,113 +48,22 @@ class Source(NamedTuple):
     make_engine: Callable[[], Engine]
 
 
-def _usable_core(ctx: click.Context, param: click.Parameter, core: int | None) -> int | None:
-    usable = os.sched_getaffinity(0)
-    if core is not None and core not in usable:
-        cores = ", ".join(map(str, sorted(usable)))
-        raise click.BadParameter(f"core {core} is not among those that we may use: {cores}")
-    return core
-
-
 @click.command(epilog=EPILOG)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8090, show_default=True, type=click.IntRange(0, 65535), help="0: a free one.")
-@click.option("--policy", type=click.Choice(POLICY_NAMES), default="agentsched", show_default=True)
-@click.option("--engine", type=click.Choice(["embedded", "simulated"]), default="embedded", show_default=True)
 @click.option(
-    "--model",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Model folder: config.json, safetensors, tokenizer.json and a chat template, of the Llama, "
-    "Mistral, Qwen2 or Qwen3 family. It is served under the folder's name. Without it a small model with "
-    "random weights, named demo, is made on first use.",
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    envvar="AGENTSCHED_CONFIG",
+    help="Read this TOML file (agentsched config new). Flags stand above it; SIGHUP reads it again.",
 )
-@click.option(
-    "--kv-tokens",
-    type=click.IntRange(min=64),
-    default=_DEFAULT_KV_TOKENS,
-    show_default=True,
-    help="Tokens whose KV the engine can hold.",
-)
-@click.option(
-    "--host-tokens",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Tokens whose KV is kept in host memory once the engine has no room for it, and copied back when "
-    "its program returns: much sooner than it is computed again. Four times --kv-tokens is a good start if "
-    "memory allows. 0: KV without room is dropped.",
-)
-@click.option(
-    "--scripts",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder of recorded agents, served as models recorded/NAME.",
-)
-@click.option(
-    "--log", type=click.Path(path_type=Path, dir_okay=False), help="Write every event and decision here."
-)
-@click.option(
-    "--max-hold",
-    type=click.FloatRange(min=0, min_open=True),
-    default=600.0,
-    show_default=True,
-    help="Seconds that a call waits for its program's turn before it is answered with 429.",
-)
-@click.option(
-    "--idle-close",
-    type=click.FloatRange(min=0, min_open=True),
-    default=900.0,
-    show_default=True,
-    help="Seconds without a call or a running tool after which a program counts as ended.",
-)
-@click.option(
-    "--ping",
-    type=click.FloatRange(min=0, min_open=True),
-    default=5.0,
-    show_default=True,
-    help="Seconds between signs of life on a stream that waits.",
-)
-@click.option(
-    "--silence",
-    type=click.FloatRange(min=0, min_open=True),
-    default=30.0,
-    show_default=True,
-    help="Seconds for which an answer that is not streamed may be silent; then white space keeps its "
-    "connection alive.",
-)
-@click.option(
-    "--no-care",
-    type=click.Choice(list(RULES)),
-    multiple=True,
-    help="Leave out this rule of prefix care (docs/gateway.md); may be repeated.",
-)
-@click.option(
-    "--engine-core",
-    type=click.IntRange(min=0),
-    callback=_usable_core,
-    help="Confine the engine to this CPU core.",
-)
+@config_flags
 @click.option(
     "--ready-file", type=click.Path(path_type=Path, dir_okay=False), help="Write the URL here once it serves."
 )
 @click.option("-v", "--verbose", is_flag=True, help="Say more on standard error.")
+@click.pass_context
 def serve(
-    host: str,
-    port: int,
-    policy: str,
-    engine: str,
-    model: Path | None,
-    kv_tokens: int,
-    host_tokens: int,
-    scripts: Path | None,
-    log: Path | None,
-    max_hold: float,
-    idle_close: float,
-    ping: float,
-    silence: float,
-    no_care: tuple[str, ...],
-    engine_core: int | None,
-    ready_file: Path | None,
-    verbose: bool,
+    ctx: click.Context, /, config_file: Path | None, ready_file: Path | None, verbose: bool, **_: object
 ) -> None:
     """Serve OpenAI and Anthropic APIs that schedule agent programs as wholes.
 
@@ -174,73 +74,71 @@ def serve(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    source = _source(engine, model, scripts, Memory(kv_tokens, host_tokens), engine_core)
-    settings = Settings(
-        policy=policy,
-        host=host,
-        port=port,
-        log=log,
-        max_hold_s=max_hold,
-        idle_close_s=idle_close,
-        ping_s=ping,
-        silence_s=silence,
-        no_care=frozenset(no_care),
-        run={"engine": engine, "capacity": kv_tokens, "host_capacity": host_tokens},
-    )
-    tier = f" and {host_tokens:,} in host memory" if host_tokens else ""
-    ready_line = f"(policy {policy}, engine {engine}, {kv_tokens:,} KV tokens{tier})"
+    flags = given(ctx)
+
+    def load() -> Config:
+        return load_config(config_file, flags)
+
     try:
-        asyncio.run(_serve(source, settings, ready_line, ready_file))
+        config = load()
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from None
+    source = _source(config.engine)
+    try:
+        asyncio.run(_serve(source, config, load, ready_file))
     except EngineGone as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
-        raise click.ClickException(f"cannot serve on {host}:{port}: {error}") from error
+        at = config.daemon.socket or f"{config.daemon.host}:{config.daemon.port}"
+        raise click.ClickException(f"cannot serve on {at}: {error}") from error
 
 
-def _source(
-    engine: str, model: Path | None, scripts: Path | None, memory: Memory, core: int | None
-) -> Source:
-    if engine == "embedded":
-        return _embedded(model, scripts, memory, core)
-    for option, value in (("--model", model), ("--scripts", scripts)):
-        if value is not None:
-            raise click.UsageError(f"{option} has no meaning for the simulated engine")
-    return _simulated(memory, core)
+def _source(engine: EngineSettings) -> Source:
+    if engine.kind == "embedded":
+        return _embedded(engine)
+    return _simulated(engine)
 
 
-def _simulated(memory: Memory, core: int | None) -> Source:
+def _memory(engine: EngineSettings) -> list[str]:
+    return ["--kv-tokens", str(engine.kv_tokens), "--host-tokens", str(engine.host_tokens)]
+
+
+def _simulated(engine: EngineSettings) -> Source:
     command = [sys.executable, "-m", "agentsched.engines.simulated"]
-    command += [*memory.options(), "--vocabulary", str(VOCABULARY)]
-    return Source(ByteFrontend(memory.kv_tokens), lambda: EngineProcess("simulated", command, cpu_core=core))
+    command += [*_memory(engine), "--vocabulary", str(VOCABULARY)]
+    return Source(
+        ByteFrontend(engine.kv_tokens), lambda: EngineProcess("simulated", command, cpu_core=engine.core)
+    )
 
 
-def _embedded(model: Path | None, scripts: Path | None, memory: Memory, core: int | None) -> Source:
+def _embedded(engine: EngineSettings) -> Source:
     # Imported here: the simulated engine needs none of what these import.
     from agentsched.engines.embedded.frontend import ChatFrontend
     from agentsched.engines.embedded.preset import ensure_model
     from agentsched.engines.embedded.recorded import load_scripts
 
+    model = engine.model
     try:
         name = "demo" if model is None else model.resolve().name
         if model is None:
             cache = platformdirs.user_cache_path("agentsched") / "models"
             model = ensure_model(cache, progress=lambda text: click.echo(f"agentsched: {text}", err=True))
-        recorded = load_scripts(scripts) if scripts else {}
+        recorded = load_scripts(engine.scripts) if engine.scripts else {}
         frontend = ChatFrontend(model, name=name, scripts=recorded)
     except (OSError, ValueError) as error:
         raise click.ClickException(f"the model or its scripts cannot be used: {error}") from error
     command = [sys.executable, "-m", "agentsched.engines.embedded"]
-    command += ["--model", str(model), *memory.options()]
-    return Source(frontend, lambda: EngineProcess("embedded", command, cpu_core=core))
+    command += ["--model", str(model), *_memory(engine)]
+    return Source(frontend, lambda: EngineProcess("embedded", command, cpu_core=engine.core))
 
 
-async def _serve(source: Source, settings: Settings, ready_line: str, ready_file: Path | None) -> None:
+async def _serve(source: Source, config: Config, load: Callable[[], Config], ready_file: Path | None) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
     stop = asyncio.create_task(stopped.wait())
-    running = asyncio.create_task(_run(source, settings, ready_line, ready_file))
+    running = asyncio.create_task(_run(source, config, load, ready_file))
     await asyncio.wait([stop, running], return_when=asyncio.FIRST_COMPLETED)
     stop.cancel()
     if not running.done():
@@ -251,12 +149,58 @@ async def _serve(source: Source, settings: Settings, ready_line: str, ready_file
         click.echo("agentsched: stopped", err=True)
 
 
-async def _run(source: Source, settings: Settings, ready_line: str, ready_file: Path | None) -> None:
-    async with Daemon(source.make_engine, source.frontend, settings) as daemon:
-        click.echo(f"agentsched: listening on {daemon.url} {ready_line}")
+async def _run(source: Source, config: Config, load: Callable[[], Config], ready_file: Path | None) -> None:
+    engine = config.engine
+    run = {"engine": engine.kind, "capacity": engine.kv_tokens, "host_capacity": engine.host_tokens}
+    async with AsyncExitStack() as stack:
+        watchers = (
+            [stack.enter_context(_spans(config.telemetry.otlp, source))] if config.telemetry.otlp else []
+        )
+        daemon = await stack.enter_async_context(
+            Daemon(source.make_engine, source.frontend, config.daemon, run=run, watchers=watchers)
+        )
+        reload = Reload(daemon, config, load)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+        tier = f" and {engine.host_tokens:,} in host memory" if engine.host_tokens else ""
+        watches = ", which only observes" if config.daemon.observe else ""
+        click.echo(
+            f"agentsched: listening on {daemon.url} (policy {config.daemon.policy}{watches}, "
+            f"engine {engine.kind}, {engine.kv_tokens:,} KV tokens{tier})"
+        )
         if ready_file is not None:
             _announce(ready_file, daemon.url)
         await daemon.wait()
+
+
+@contextmanager
+def _spans(otlp: str, source: Source) -> Iterator[Watcher]:
+    from agentsched.daemon.spans import Spans, to_collector
+
+    spans = Spans(to_collector(otlp), source.frontend.models()[0])
+    try:
+        yield spans
+    finally:
+        spans.close()
+
+
+class Reload:
+    """Reads the configuration again, and tells the daemon; called on SIGHUP."""
+
+    def __init__(self, daemon: Daemon, config: Config, load: Callable[[], Config]) -> None:
+        self._daemon = daemon
+        self._config = config
+        self._load = load
+
+    def __call__(self) -> None:
+        try:
+            new = self._load()
+        except ConfigError as error:
+            click.echo(f"agentsched: nothing is changed: {error}", err=True)
+            return
+        if kept := restart_needed(self._config, new):
+            click.echo(f"agentsched: needs a restart to change: {', '.join(kept)}", err=True)
+        self._daemon.reload(new.daemon)
+        click.echo("agentsched: the configuration is read anew", err=True)
 
 
 def _announce(path: Path, url: str) -> None:

@@ -28,6 +28,7 @@ from agentsched.daemon.gate import Gate, TurnedAway
 from agentsched.daemon.host import Host
 from agentsched.daemon.identity import Ask, Identities
 from agentsched.daemon.livecall import LiveCall
+from agentsched.daemon.patience import Patience
 from agentsched.daemon.programs import Programs
 from agentsched.daemon.stopping import StopStrings
 from agentsched.engines.contract import (
@@ -56,9 +57,7 @@ class Calls:
         identities: Identities,
         frontend: Frontend,
         care: PrefixCare,
-        *,
-        max_hold_s: float,
-        retry_grace_s: float,
+        patience: Patience,
     ) -> None:
         self.unavailable: ApiError | None = None
         self._host = host
@@ -67,8 +66,7 @@ class Calls:
         self._identities = identities
         self._frontend = frontend
         self._care = care
-        self._max_hold_s = max_hold_s
-        self._retry_grace_s = retry_grace_s
+        self._patience = patience
         self._live: dict[tuple[str, bytes], LiveCall] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -118,7 +116,7 @@ class Calls:
             return
         self._identities.left(call.claim)
         if call.held:
-            asyncio.get_running_loop().call_later(self._retry_grace_s, self._abandon, call)
+            asyncio.get_running_loop().call_later(self._patience.retry_grace_s, self._abandon, call)
         else:
             self._abandon(call)
 
@@ -223,11 +221,12 @@ class Calls:
         ticket = call.ticket
         assert ticket is not None
         try:
-            async with asyncio.timeout_at(call.arrived_s + self._max_hold_s):
+            async with asyncio.timeout_at(call.arrived_s + self._patience.max_hold_s):
                 engine = await ticket.passed
         except TimeoutError:
             raise overloaded(
-                f"held for {self._max_hold_s:g} s without finding a place in an engine; try again later",
+                f"held for {self._patience.max_hold_s:g} s without finding a place in an engine; "
+                "try again later",
                 HELD_RETRY_AFTER_S,
             ) from None
         except TurnedAway as error:

@@ -65,14 +65,14 @@ class PrefixCare:
     """Applies the rules, but for those in ``off``."""
 
     def __init__(self, off: Collection[str] = ()) -> None:
+        self.off = off
         self.spellings = Spellings()
-        self._rules = [rule for name, rule in RULES.items() if name not in off]
 
     def tidy(self, chat: ChatRequest) -> tuple[ChatRequest, list[Change]]:
         """The request as it shall be computed, and what was changed."""
         changes: list[Change] = []
-        for rule in self._rules:
-            if (done := rule(chat, self.spellings)) is not None:
+        for name, rule in RULES.items():
+            if name not in self.off and (done := rule(chat, self.spellings)) is not None:
                 chat = done[0]
                 changes.append(done[1])
         return chat, changes

@@ -1,7 +1,7 @@
 """Brings a call's answer to one HTTP client, and keeps its connection alive while the call waits.
 
 A stream gets its headers as soon as it is known to wait, and signs of life after that. An answer that is
-not streamed has no such room: its status stands before its body. So it is silent for ``silence_s``,
+not streamed has no such room: its status stands before its body. So it is silent for ``Patience.silence_s``,
 which leaves everything that fails by then its proper status. After that it begins, with status 200 and
 white space, which may stand before any JSON document. Should the call fail then, the connection is
 broken off: clients take that for what it is and try again, while 200 with an error in it would be
@@ -16,6 +16,7 @@ from aiohttp import web
 
 from agentsched.daemon.apis import Writer
 from agentsched.daemon.livecall import LiveCall
+from agentsched.daemon.patience import Patience
 
 _log = logging.getLogger(__name__)
 
@@ -23,17 +24,16 @@ _SPACE = b" "
 
 
 class Delivery:
-    """Answers clients by the clock: ``ping_s`` between signs of life."""
+    """Answers clients by the clock: ``Patience.ping_s`` between signs of life."""
 
-    def __init__(self, *, ping_s: float, silence_s: float) -> None:
-        self._ping_s = ping_s
-        self._silence_s = silence_s
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
 
     async def whole(
         self, http: web.Request, call: LiveCall, writer: Writer, headers: dict[str, str]
     ) -> web.StreamResponse:
         """One JSON document. Raises the ``ApiError`` that the call ends with, if it does so in time."""
-        if await call.over(self._silence_s):
+        if await call.over(self._patience.silence_s):
             ending = await call.end()
             body = writer.whole(call.pieces, ending)
             return web.Response(body=body, content_type="application/json", headers=headers)
@@ -41,7 +41,7 @@ class Delivery:
         try:
             await response.prepare(http)
             await response.write(_SPACE)
-            while not await call.over(self._ping_s):
+            while not await call.over(self._patience.ping_s):
                 await response.write(_SPACE)
             if call.ending is not None:
                 await response.write(writer.whole(call.pieces, call.ending))
@@ -59,7 +59,7 @@ class Delivery:
         """Server-sent events. Raises the ``ApiError`` of a call that fails before anything was sent."""
         # What fails at once gets a proper status: headers wait for the first token, but never for a seat.
         if not call.held:
-            await call.more(0, self._ping_s)
+            await call.more(0, self._patience.ping_s)
         if call.error is not None and not call.pieces:
             raise call.error
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", **headers}
@@ -78,7 +78,7 @@ class Delivery:
         seen = 0
         begun = False
         while True:
-            if not await call.more(seen, self._ping_s):
+            if not await call.more(seen, self._patience.ping_s):
                 await response.write(writer.ping())
                 continue
             data = [] if begun or (call.error and not call.pieces) else [writer.begin(call.usage)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -46,13 +46,7 @@ class Metrics:
         )
         self._tools = counter("agentsched_tool_calls", "Tool calls that ended.")
         self._decisions = counter("agentsched_decisions", "Decisions of the core.", ["kind"])
-        self._live = gauge("agentsched_calls_live", "Calls now, by phase.", ["phase"])
-        self._states = gauge("agentsched_programs", "Open programs now.", ["state"])
-        self._kv = gauge(
-            "agentsched_kv_tokens",
-            "KV tokens of an engine: capacity; free (holds nothing); evictable (cache only); held.",
-            ["engine", "kind"],
-        )
+        self._now(gauge)
         self._engine = counter(
             "agentsched_engine_tokens",
             "Tokens that an engine prefilled, decoded, recomputed or evicted.",
@@ -69,6 +63,20 @@ class Metrics:
         )
         self._arrivals: dict[str, tuple[float, str]] = {}
         self._capacity: dict[str, int] = {}
+
+    def _now(self, gauge: Callable[..., Gauge]) -> None:
+        """What is so at the moment."""
+        self._engaged = gauge(
+            "agentsched_policy_engaged", "1 if decisions are carried out, 0 if the daemon only observes."
+        )
+        self._engaged.set(1)
+        self._live = gauge("agentsched_calls_live", "Calls now, by phase.", ["phase"])
+        self._states = gauge("agentsched_programs", "Open programs now.", ["state"])
+        self._kv = gauge(
+            "agentsched_kv_tokens",
+            "KV tokens of an engine: capacity; free (holds nothing); evictable (cache only); held.",
+            ["engine", "kind"],
+        )
 
     def observe(self, now: float, event: ev.AnyEvent, decided: Sequence[de.AnyDecision]) -> None:
         """Count one event and what was decided."""
@@ -100,6 +108,8 @@ class Metrics:
                     self._kv.labels(event.engine, kind).set(0)
             case ev.StepReport():
                 self._report(event)
+            case ev.PolicyEngaged():
+                self._engaged.set(event.engaged)
             case _:
                 pass
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
 from aiohttp import web
 
 from agentsched import __version__
 from agentsched.core import Core, make_policy
+from agentsched.core import events as ev
 from agentsched.core.log import Header
 from agentsched.daemon.calls import Calls
 from agentsched.daemon.care import PrefixCare
@@ -24,11 +22,14 @@ from agentsched.daemon.errors import ApiError, engine_gone
 from agentsched.daemon.eventlog import EventLog
 from agentsched.daemon.gate import Gate
 from agentsched.daemon.gateway import Gateway
-from agentsched.daemon.host import Host
+from agentsched.daemon.host import Host, Watcher
 from agentsched.daemon.httplog import http_log
 from agentsched.daemon.identity import Identities
+from agentsched.daemon.listening import listen, url_of
 from agentsched.daemon.metrics import Metrics
+from agentsched.daemon.patience import Patience
 from agentsched.daemon.programs import Programs
+from agentsched.daemon.settings import Settings
 from agentsched.daemon.supervisor import Supervisor
 from agentsched.engines.contract import Engine, EngineGone
 from agentsched.engines.frontend import Frontend
@@ -39,31 +40,12 @@ _EPOCH = 1  # engines live and die with their daemon, so no orders of an earlier
 _SHUTDOWN_RETRY_S = 5.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How to serve. ``port`` 0 takes a free one. ``run`` goes into the event log's header."""
-
-    policy: str = "agentsched"
-    host: str = "127.0.0.1"
-    port: int = 0
-    log: Path | None = None
-    max_hold_s: float = 600.0
-    idle_close_s: float = 900.0
-    ping_s: float = 5.0
-    silence_s: float = 30.0
-    retry_grace_s: float = 2.0
-    drain_s: float = 3.0
-    no_care: frozenset[str] = frozenset()
-    body_limit_bytes: int = 64 * 1024 * 1024
-    run: Mapping[str, str | int | float] = field(default_factory=dict)
-
-
 class Daemon:
     """One gateway. ``async with`` starts it and stops it in order; ``wait`` says when it cannot go on.
 
-    ``make_engine`` is called for each life of the engine; ``identities`` says whose a call is. Entering
-    raises ``OSError`` if the address or the log cannot be used, ``ValueError`` for an unknown policy, and
-    ``EngineGone`` if the engine does not start.
+    ``make_engine`` is called for each life of the engine; ``identities`` says whose a call is; ``run`` goes
+    into the event log's header; ``watchers`` see what the core handles. Entering raises ``OSError`` if the
+    address or the log cannot be used, and ``EngineGone`` if the engine does not start.
     """
 
     def __init__(
@@ -72,11 +54,16 @@ class Daemon:
         frontend: Frontend,
         settings: Settings,
         identities: Identities | None = None,
+        *,
+        run: Mapping[str, str | int | float] | None = None,
+        watchers: Sequence[Watcher] = (),
     ) -> None:
         self._settings = settings
         self._make_engine = make_engine
         self._frontend = frontend
         self._identities = identities or Identities()
+        self._run = dict(run or {})
+        self._watchers = watchers
         self._stack = contextlib.AsyncExitStack()
         self._supervision: asyncio.Task[None] | None = None
         self.url = ""
@@ -99,6 +86,14 @@ class Daemon:
     ) -> None:
         await self._stack.aclose()
 
+    def reload(self, settings: Settings) -> None:
+        """Take over what may change while it runs (``settings.LIVE``); the rest stays as it is."""
+        if settings.observe != self._settings.observe:
+            self._host.post(ev.PolicyEngaged(engaged=not settings.observe))
+        self._settings = settings
+        self._patience.take(settings)
+        self._care.off = settings.no_care
+
     async def wait(self) -> None:
         """Raises ``EngineGone`` once the engine has failed too often; else waits for ever."""
         assert self._supervision is not None
@@ -109,11 +104,13 @@ class Daemon:
         core = Core(make_policy(settings.policy), epoch=_EPOCH)
         # Before anything slow, so that a port or a log that cannot be had is known at once. Who connects
         # before the engine is ready waits in the socket's queue.
-        listening = stack.enter_context(_listen(settings.host, settings.port))
-        self.url = _url(listening)
+        listening = stack.enter_context(listen(settings))
+        self.url = url_of(listening)
         log = self._open_log()
         self._assemble(core, log)
         stack.callback(self._host.close)
+        if settings.observe:
+            self._host.post(ev.PolicyEngaged(engaged=False))
         stack.callback(self._gateway.close)
         supervisor = Supervisor(self._make_engine, self._host)
         stack.push_async_callback(self._stop_engine)
@@ -144,7 +141,7 @@ class Daemon:
             policy=settings.policy,
             epoch=_EPOCH,
             started_unix_s=time.time(),
-            run=dict(settings.run),
+            run=self._run,
         )
         return EventLog(settings.log, header)
 
@@ -153,18 +150,18 @@ class Daemon:
         self._programs = Programs()
         metrics = Metrics(self._programs)
         gate = Gate()
-        self._host = Host(core, gate, watchers=[self._programs, metrics], log=log)
+        self._host = Host(core, gate, watchers=[self._programs, metrics, *self._watchers], log=log)
         identities = self._identities
-        care = PrefixCare(settings.no_care)
+        self._care = PrefixCare(settings.no_care)
+        self._patience = Patience.of(settings)
         self._calls = Calls(
             self._host,
             gate,
             self._programs,
             identities,
             self._frontend,
-            care,
-            max_hold_s=settings.max_hold_s,
-            retry_grace_s=settings.retry_grace_s,
+            self._care,
+            self._patience,
         )
         self._gateway = Gateway(
             self._calls,
@@ -173,8 +170,8 @@ class Daemon:
             identities,
             metrics,
             self._frontend,
-            Delivery(ping_s=settings.ping_s, silence_s=settings.silence_s),
-            care,
+            Delivery(self._patience),
+            self._care,
         )
 
     async def _supervise(self, supervisor: Supervisor) -> None:
@@ -186,8 +183,8 @@ class Daemon:
 
     async def _sweep(self) -> None:
         """Close programs that nobody has been heard of for long."""
-        limit_s = self._settings.idle_close_s
         while True:
+            limit_s = self._settings.idle_close_s
             await asyncio.sleep(min(10.0, limit_s / 4))
             for program in self._programs.idle(time.monotonic(), limit_s):
                 _log.info("program %s is closed: idle for %g s", program, limit_s)
@@ -214,16 +211,6 @@ class Daemon:
         self._supervision.cancel()
         with contextlib.suppress(asyncio.CancelledError, EngineGone):  # who waits for it was told
             await self._supervision
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=1024)
-
-
-def _url(listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

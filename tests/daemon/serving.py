@@ -12,7 +12,8 @@ import aiohttp
 from openai import AsyncOpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
-from agentsched.daemon.server import Daemon, Settings
+from agentsched.daemon.server import Daemon
+from agentsched.daemon.settings import Settings
 from agentsched.engines.batching import BatchingEngine
 from agentsched.engines.byte_frontend import VOCABULARY, ByteFrontend, Mind
 from agentsched.engines.contract import Engine
@@ -91,7 +92,7 @@ async def served(
         steps.append(simulated(profile, kv_tokens, vocabulary=VOCABULARY))
         return InProcessEngine(steps[-1], name="simulated", virtual_time=profile is FAST)
 
-    chosen = Settings(**({"drain_s": 0.1} | settings))
+    chosen = Settings(**({"port": 0, "drain_s": 0.1} | settings))
     async with (
         Daemon(make_engine or make, ByteFrontend(kv_tokens, mind), chosen) as daemon,
         aiohttp.ClientSession() as http,

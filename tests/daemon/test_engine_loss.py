@@ -11,7 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
-from agentsched.daemon.server import Daemon, Settings
+from agentsched.daemon.server import Daemon
+from agentsched.daemon.settings import Settings
 from agentsched.daemon.supervisor import Supervisor
 from agentsched.engines.byte_frontend import VOCABULARY, ByteFrontend
 from agentsched.engines.contract import Engine, EngineGone
@@ -152,7 +153,7 @@ async def test_an_engine_that_does_not_start_is_said_with_its_last_words() -> No
         return EngineProcess("broken", [sys.executable, "-c", "import sys; sys.exit('no such model')"])
 
     with pytest.raises(EngineGone, match="no such model"):
-        async with Daemon(broken, ByteFrontend(100), Settings()):
+        async with Daemon(broken, ByteFrontend(100), Settings(port=0)):
             pass
 
 

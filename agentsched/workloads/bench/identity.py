@@ -40,7 +40,8 @@ from rich.table import Table
 
 from agentsched import __version__
 from agentsched.daemon.identity import Ask, Claim, Identities, call_digest
-from agentsched.daemon.server import Daemon, Settings
+from agentsched.daemon.server import Daemon
+from agentsched.daemon.settings import Settings
 from agentsched.daemon.signals import KINDS
 from agentsched.engines.byte_frontend import VOCABULARY, ByteFrontend
 from agentsched.engines.cost import CostProfile
@@ -162,7 +163,7 @@ def served(turns: int, identities: Identities, *, vary: bool) -> Iterator[str]:
         engine = lambda: InProcessEngine(  # noqa: E731
             simulated(NOTHING_COSTS, KV_TOKENS, vocabulary=VOCABULARY, max_running=256), name="simulated"
         )
-        async with Daemon(engine, ByteFrontend(KV_TOKENS, mind), Settings(), identities) as daemon:
+        async with Daemon(engine, ByteFrontend(KV_TOKENS, mind), Settings(port=0), identities) as daemon:
             urls.append(daemon.url)
             ready.set()
             await stop.wait()

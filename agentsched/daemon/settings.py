@@ -1,0 +1,169 @@
+"""All that an operator can set: the one source of the configuration file, its reference page and the flags.
+
+Each field's ``Meta`` says what it means, within what bounds it is, and in ``extra``
+
+* ``live``: a reload changes it in the running daemon; else a restart is needed;
+* ``flag``: its flag of ``agentsched serve``, where that does not follow from the field's name;
+* ``choices``: the values that there are.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from agentsched.core import POLICY_NAMES
+from agentsched.daemon.care import RULES
+
+LIVE = {"live": True}
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One table of the file."""
+
+
+class Settings(Section, frozen=True, kw_only=True):
+    """How calls are taken, scheduled and answered."""
+
+    host: Annotated[str, Meta(description="Address to listen on.", min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Meta(description="Port to listen on. 0: a free one.", ge=0, le=65535)] = 8090
+    socket: Annotated[
+        Path | None, Meta(description="Listen on a Unix socket with this path instead of a port.")
+    ] = None
+    socket_mode: Annotated[
+        str,
+        Meta(description="Who may connect to the Unix socket, as octal permissions.", pattern="^0?[0-7]{3}$"),
+    ] = "0600"
+    policy: Annotated[
+        str, Meta(description="How programs are scheduled.", extra={"choices": POLICY_NAMES})
+    ] = "agentsched"
+    observe: Annotated[
+        bool,
+        Meta(
+            description="Decide and log, but act on nothing: every call is let through at once, and engines "
+            "get no orders. As without a scheduler (fcfs-lru), with what one would do on record.",
+            extra=LIVE,
+        ),
+    ] = False
+    log: Annotated[Path | None, Meta(description="Write every event and decision here.")] = None
+    max_hold_s: Annotated[
+        float,
+        Meta(
+            description="Seconds that a call waits for its program's turn before it is answered with 429.",
+            gt=0,
+            extra=LIVE,
+        ),
+    ] = 600.0
+    idle_close_s: Annotated[
+        float,
+        Meta(
+            description="Seconds without a call or a running tool after which a program counts as ended.",
+            gt=0,
+            extra=LIVE,
+        ),
+    ] = 900.0
+    ping_s: Annotated[
+        float,
+        Meta(description="Seconds between signs of life on a stream that waits.", gt=0, extra=LIVE),
+    ] = 5.0
+    silence_s: Annotated[
+        float,
+        Meta(
+            description="Seconds for which an answer that is not streamed may be silent; then white space "
+            "keeps its connection alive.",
+            gt=0,
+            extra=LIVE,
+        ),
+    ] = 30.0
+    retry_grace_s: Annotated[
+        float,
+        Meta(
+            description="Seconds that a held call waits for the retry of a client that went away.",
+            ge=0,
+            extra=LIVE,
+        ),
+    ] = 2.0
+    drain_s: Annotated[
+        float, Meta(description="Seconds that running calls have to end on the way down.", ge=0, extra=LIVE)
+    ] = 3.0
+    no_care: Annotated[
+        frozenset[str],
+        Meta(
+            description="Rules of prefix care (docs/gateway.md) that are left out.",
+            extra=LIVE | {"choices": tuple(RULES)},
+        ),
+    ] = frozenset()
+    body_limit_bytes: Annotated[
+        int, Meta(description="Bytes of the largest request that is read.", ge=1024)
+    ] = 64 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICY_NAMES:
+            raise ValueError(f"there is no policy {self.policy!r}; there are: {', '.join(POLICY_NAMES)}")
+        if unknown := sorted(self.no_care - RULES.keys()):
+            raise ValueError(f"there is no rule {unknown[0]!r}; there are: {', '.join(RULES)}")
+
+
+class EngineSettings(Section, frozen=True, kw_only=True):
+    """The engine that the daemon starts and keeps running."""
+
+    kind: Annotated[
+        Literal["embedded", "simulated"], Meta(description="Which engine.", extra={"flag": "--engine"})
+    ] = "embedded"
+    model: Annotated[
+        Path | None,
+        Meta(
+            description="Model folder: config.json, safetensors, tokenizer.json and a chat template, of the "
+            "Llama, Mistral, Qwen2 or Qwen3 family. It is served under the folder's name. Without it a small "
+            "model with random weights, named demo, is made on first use."
+        ),
+    ] = None
+    kv_tokens: Annotated[int, Meta(description="Tokens whose KV the engine can hold.", ge=64)] = 60_000
+    host_tokens: Annotated[
+        int,
+        Meta(
+            description="Tokens whose KV is kept in host memory once the engine has no room for it, and "
+            "copied back when its program returns: much sooner than it is computed again. Four times "
+            "kv_tokens is a good start if memory allows. 0: KV without room is dropped.",
+            ge=0,
+        ),
+    ] = 0
+    scripts: Annotated[
+        Path | None, Meta(description="Folder of recorded agents, served as models recorded/NAME.")
+    ] = None
+    core: Annotated[
+        int | None,
+        Meta(description="Confine the engine to this CPU core.", extra={"flag": "--engine-core"}),
+    ] = None
+
+    def __post_init__(self) -> None:
+        usable = os.sched_getaffinity(0)
+        if self.core is not None and self.core not in usable:
+            raise ValueError(f"core {self.core} is not among those that we may use: {sorted(usable)}")
+        if self.kind != "embedded" and (self.model or self.scripts):
+            raise ValueError(f"model and scripts have no meaning for the {self.kind} engine")
+
+
+class Telemetry(Section, frozen=True, kw_only=True):
+    """Where traces go: spans of programs, calls and tools by OpenTelemetry."""
+
+    otlp: Annotated[
+        str | None,
+        Meta(description="Base URL of a collector that takes OTLP over HTTP, as http://127.0.0.1:4318."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.otlp is not None and not self.otlp.startswith(("http://", "https://")):
+            raise ValueError(f"otlp is not a URL that begins with http:// or https://: {self.otlp!r}")
+
+
+class Config(Section, frozen=True, kw_only=True):
+    """The file, one attribute a table."""
+
+    daemon: Settings = msgspec.field(default_factory=Settings)
+    engine: EngineSettings = msgspec.field(default_factory=EngineSettings)
+    telemetry: Telemetry = msgspec.field(default_factory=Telemetry)
