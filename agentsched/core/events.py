@@ -14,6 +14,11 @@ import math
 
 import msgspec
 
+PROTOCOL = 1
+"""Of this vocabulary and that of decisions, as engines and SDKs of other installations speak it. One more
+where what is known already changes its meaning; new events and fields do not count."""
+PROTOCOL_HEADER = "x-agentsched-protocol"
+
 LEAST_WEIGHT, MOST_WEIGHT = 1e-3, 1e3
 
 KILLED = 128 + 9

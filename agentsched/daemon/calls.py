@@ -256,13 +256,14 @@ class Calls:
                     match item:
                         case TokensOut():
                             call.output_tokens += len(item.tokens)
+                            self._check_length(call)
                             delta = decoder.feed(item.tokens, item.logprobs)
                             self._deliver(call, delta, stops, last=delta.ended)
                             if stops.hit or delta.ended:
                                 self._end_well(call, None, stops.found)
                         case ev.CallFinished():
                             self._deliver(call, decoder.finish(), stops, last=True)
-                            self._end_well(call, item, stops.found)
+                            self._end_well(call, honest(call, item, engine.name), stops.found)
                         case ev.CallAborted():
                             raise ApiError(
                                 500, f"the engine ended the call: {item.reason}", kind="server_error"
@@ -277,6 +278,13 @@ class Calls:
         except EngineGone:
             self._host.lost(engine)
             raise
+
+    def _check_length(self, call: LiveCall) -> None:
+        most = call.prepared.sampling.max_output_tokens
+        if call.prepared.recorded is None and call.output_tokens > most:
+            raise ApiError(
+                500, f"the engine went on past the {most} tokens that it was asked for", kind="server_error"
+            )
 
     def _deliver(self, call: LiveCall, delta: Delta, stops: StopStrings, *, last: bool = False) -> None:
         text = stops.feed(delta.text)
@@ -304,7 +312,9 @@ class Calls:
             cached_tokens=call.cached_tokens,
             output_tokens=call.output_tokens,
         )
-        self._host.post(msgspec.structs.replace(done, tool_calls=refs))
+        if not self._host.post(msgspec.structs.replace(done, tool_calls=refs)):
+            # The engine told of it what cannot be, and the core has not followed: it has to know of the end.
+            self._host.post(ev.CallAborted(call=call.core_name, reason="the engine's account of it is wrong"))
         self._forget(call)
         self._identities.answered(call.claim, "".join(piece.text for piece in call.pieces))
         cut = done.output_tokens >= call.prepared.sampling.max_output_tokens and finished is not None
@@ -338,3 +348,27 @@ class Calls:
 
     def _forget(self, call: LiveCall) -> None:
         self._live.pop((call.program, call.claim.digest), None)
+
+
+def honest(call: LiveCall, told: ev.CallFinished, engine: str) -> ev.CallFinished:
+    """What the engine says of the call, in numbers that can be: clients pay by them, and policies learn."""
+    prompt_tokens = len(call.prepared.prompt)
+    right = msgspec.structs.replace(
+        told,
+        prompt_tokens=prompt_tokens,
+        cached_tokens=min(told.cached_tokens, prompt_tokens),
+        output_tokens=call.output_tokens,
+    )
+    if right != told:
+        _log.warning(
+            "engine %s tells of call %s what cannot be: %d of %d prompt tokens cached, %d out; "
+            "it has %d, and %d came out",
+            engine,
+            call.name,
+            told.cached_tokens,
+            told.prompt_tokens,
+            told.output_tokens,
+            prompt_tokens,
+            call.output_tokens,
+        )
+    return right

@@ -15,6 +15,7 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from agentsched.core import events as ev
 from agentsched.daemon.apis import APIS, Api, ChatCompletions, Completions, Messages, Request
 from agentsched.daemon.apis.reading import check_program, decode_object
 from agentsched.daemon.calls import Calls
@@ -24,7 +25,7 @@ from agentsched.daemon.errors import ApiError, bad_field, refused
 from agentsched.daemon.host import Host
 from agentsched.daemon.httplog import one_line
 from agentsched.daemon.identity import Ask, Identities, call_digest
-from agentsched.daemon.intake import parse_events, take
+from agentsched.daemon.intake import check_protocol, parse_events, take
 from agentsched.daemon.livecall import LiveCall
 from agentsched.daemon.metrics import Metrics
 from agentsched.daemon.programs import Programs
@@ -226,6 +227,7 @@ class Gateway:
         return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _events(self, http: web.Request) -> web.Response:
+        check_protocol(http.headers.get(ev.PROTOCOL_HEADER))
         events = parse_events(await _body(http), self._owner)
         ignored = take(events, self._calls, self._host)
         return _json(msgspec.json.encode({"accepted": len(events) - ignored, "ignored": ignored}))

@@ -17,7 +17,7 @@ from typing import Protocol
 from agentsched.core import decisions as de
 from agentsched.core import events as ev
 from agentsched.core.core import Core
-from agentsched.core.state import IllegalEvent
+from agentsched.core.state import IllegalEvent, Phase
 from agentsched.daemon.eventlog import EventLog
 from agentsched.daemon.gate import Gate
 from agentsched.engines.contract import Engine, EngineGone
@@ -90,6 +90,14 @@ class Host:
                 host_tokens_per_s=can.host_tokens_per_s,
                 max_running=can.max_running,
             )
+        )
+
+    def serving(self, engine: str) -> bool:
+        """Whether calls are in the engine, as far as the core knows."""
+        state = self._core.state
+        return any(
+            call.phase is not Phase.WAITING and state.programs[call.program].home == engine
+            for call in state.calls.values()
         )
 
     def lost(self, engine: Engine) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from agentsched import __version__
+from agentsched.core import events as ev
 from agentsched.core.events import (
     HostAttached,
     HostLost,
@@ -16,7 +18,7 @@ from agentsched.core.events import (
 )
 from agentsched.daemon.apis.reading import check_program, convert, decode_object
 from agentsched.daemon.calls import Calls
-from agentsched.daemon.errors import bad_field
+from agentsched.daemon.errors import ApiError, bad_field
 from agentsched.daemon.host import Host
 
 OfProgram = ProgramOpened | ProgramClosed | ToolStarted | ToolProgressed | ToolFinished
@@ -26,6 +28,17 @@ _OF_PROGRAM = {
     kind.__name__: kind for kind in (ProgramOpened, ProgramClosed, ToolStarted, ToolProgressed, ToolFinished)
 }
 _OF_HOST = {kind.__name__: kind for kind in (HostAttached, HostLost)}
+
+
+def check_protocol(told: str | None) -> None:
+    """Raises ``ApiError`` (400) if an SDK speaks another protocol; who does not say speaks ours."""
+    if told is not None and told != str(ev.PROTOCOL):
+        raise ApiError(
+            400,
+            f"{ev.PROTOCOL_HEADER}: these events are of protocol {told}, this daemon is of agentsched "
+            f"{__version__} and speaks {ev.PROTOCOL}; install the same version on both sides",
+            code="protocol_differs",
+        )
 
 
 def parse_events(data: bytes, owner: Callable[[str], str | None]) -> list[Posted]:

@@ -112,7 +112,7 @@ class Daemon:
         if settings.observe:
             self._host.post(ev.PolicyEngaged(engaged=False))
         stack.callback(self._gateway.close)
-        supervisor = Supervisor(self._make_engine, self._host)
+        supervisor = Supervisor(self._make_engine, self._host, stall_s=settings.stall_s)
         stack.push_async_callback(self._stop_engine)
         self._supervision = asyncio.create_task(self._supervise(supervisor), name="engine supervisor")
         ready = asyncio.create_task(supervisor.ready.wait())

@@ -87,6 +87,14 @@ class Settings(Section, frozen=True, kw_only=True):
             extra=LIVE,
         ),
     ] = 2.0
+    stall_s: Annotated[
+        float,
+        Meta(
+            description="Seconds that an engine which has calls may say nothing, before it is taken for hung "
+            "and started anew.",
+            gt=0,
+        ),
+    ] = 120.0
     drain_s: Annotated[
         float, Meta(description="Seconds that running calls have to end on the way down.", ge=0, extra=LIVE)
     ] = 3.0

@@ -16,17 +16,25 @@ class Supervisor:
     """``make`` gives a new engine each time, so that nothing of a dead one is taken for the next.
 
     An engine that ends within ``fast_s`` of being ready is a fast failure. After ``max_fast`` of them
-    in a row, or if the first one does not start at all, ``run`` gives up.
+    in a row, or if the first one does not start at all, ``run`` gives up. An engine that has calls and
+    says nothing for ``stall_s`` is taken for hung, and ended.
     """
 
     def __init__(
-        self, make: Callable[[], Engine], host: Host, *, fast_s: float = 10.0, max_fast: int = 4
+        self,
+        make: Callable[[], Engine],
+        host: Host,
+        *,
+        fast_s: float = 10.0,
+        max_fast: int = 4,
+        stall_s: float = 120.0,
     ) -> None:
         self.ready = asyncio.Event()
         self._make = make
         self._host = host
         self._fast_s = fast_s
         self._max_fast = max_fast
+        self._stall_s = stall_s
 
     async def run(self) -> None:
         """Until cancelled; the engine is closed then. Raises ``EngineGone`` on giving up."""
@@ -52,8 +60,7 @@ class Supervisor:
             began_s = loop.time()
             self._host.attach(engine)
             self.ready.set()
-            async for report in engine.reports():
-                self._host.post(report)
+            await self._pass_reports(engine)
             await engine.order([])  # reports just end; this tells why
             error = EngineGone(f"engine {engine.name} stopped reporting")
         except EngineGone as gone:
@@ -62,3 +69,18 @@ class Supervisor:
             self._host.lost(engine)
             await engine.close()
         return (None if began_s is None else loop.time() - began_s), error
+
+    async def _pass_reports(self, engine: Engine) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                async with asyncio.timeout(self._stall_s) as limit:
+                    async for report in engine.reports():
+                        limit.reschedule(loop.time() + self._stall_s)
+                        self._host.post(report)
+                    return
+            except TimeoutError:
+                if self._host.serving(engine.name):
+                    raise EngineGone(
+                        f"engine {engine.name} has calls, and was silent for {self._stall_s:g} s"
+                    ) from None

@@ -107,7 +107,7 @@ class _Host:
 
     def run(self) -> None:
         self._send(
-            [wire.Hello(self._engine.capabilities), self._engine.report(time.monotonic(), snapshot=True)]
+            [wire.hello(self._engine.capabilities), self._engine.report(time.monotonic(), snapshot=True)]
         )
         while (messages := self._receive(wait=not self._engine.has_work)) is not None:
             for message in messages:
@@ -326,9 +326,10 @@ class _Life:
 
     def _take(self, message: wire.ToDaemon) -> None:
         match message:
-            case wire.Hello(capabilities=capabilities):
+            case wire.Hello():
+                wire.check(message)
                 if not self._hello.done():
-                    self._hello.set_result(capabilities)
+                    self._hello.set_result(message.capabilities)
             case wire.Refused(call=call, reason=reason):
                 self.calls.refuse(call, reason)
             case StepReport():

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from agentsched import __version__
 from agentsched.core.decisions import EngineOrder
+from agentsched.core.events import PROTOCOL
 from agentsched.engines.contract import Capabilities, EngineError, EngineOutput, GenerateRequest
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
@@ -48,6 +50,23 @@ class Hello(Message, frozen=True):
     """First message of an engine: it can take calls. A snapshot follows."""
 
     capabilities: Capabilities
+    protocol: int = 0
+    version: str = "older than 0.2"
+    """Of the package."""
+
+
+def hello(capabilities: Capabilities) -> Hello:
+    """The first message of an engine of this installation."""
+    return Hello(capabilities, PROTOCOL, __version__)
+
+
+def check(hello: Hello) -> None:
+    """Raises ``WireError`` if the engine speaks another protocol than we do."""
+    if hello.protocol != PROTOCOL:
+        raise WireError(
+            f"the engine is of agentsched {hello.version} and speaks protocol {hello.protocol}, this daemon "
+            f"is of {__version__} and speaks {PROTOCOL}; install the same version for both"
+        )
 
 
 class Refused(Message, frozen=True):

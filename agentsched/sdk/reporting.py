@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from agentsched.core.events import AnyEvent
+from agentsched.core.events import PROTOCOL, PROTOCOL_HEADER, AnyEvent
 
 QUEUE_LIMIT: Final = 10_000
 BATCH_LIMIT: Final = 256
@@ -105,7 +105,7 @@ class Reporter:
         request = urllib.request.Request(
             f"{self.url}/agentsched/events",
             data=msgspec.json.encode({"events": batch}),
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/json", PROTOCOL_HEADER: str(PROTOCOL)},
         )
         try:
             with _opener.open(request, timeout=SEND_TIMEOUT_S) as answer:
