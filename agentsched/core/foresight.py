@@ -93,7 +93,8 @@ class _Compiled:
 
 
 class Learned:
-    """From the models that the state has learned. Curves are compiled for a key now and then: after 1,
+    """From the models that the state has learned; of how many calls are left, what its owner says counts
+    first. Curves are compiled for a key now and then: after 1,
     2, 4, 8 and then every 16 uses, since a hundred samples change little by one."""
 
     MOST_USES = 16
@@ -108,10 +109,11 @@ class Learned:
         final = state.contexts.expected_final_tokens(
             calls_done=program.calls_done, tokens_now=tokens, first_prompt_tokens=first
         )
+        stated = program.expected_calls - program.calls_done
         return Forecast(
             now_tokens=max(0, tokens - program.shared_tokens),
             growth_tokens=(final - tokens) / calls_left,
-            calls_left=calls_left,
+            calls_left=stated if stated > 0 else calls_left,
         )
 
     def gap(self, state: State, program: Program) -> GapCurve:
