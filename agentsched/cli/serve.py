@@ -28,7 +28,7 @@ Example: a daemon, an agent that knows nothing of it, and what it did
   agentsched serve --port 8090 &
   mini -m openai/demo -c mini.yaml \\
        -c model.model_kwargs.api_base=http://127.0.0.1:8090/v1 -y -t 'task'
-  curl -s http://127.0.0.1:8090/agentsched/programs
+  curl -s http://127.0.0.1:8090/agentsched/v1/programs
 
 \b
 Any OpenAI client works with base URL http://127.0.0.1:8090/v1, any Anthropic

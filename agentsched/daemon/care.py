@@ -65,14 +65,13 @@ class PrefixCare:
     """Applies the rules, but for those in ``off``."""
 
     def __init__(self, off: Collection[str] = ()) -> None:
-        self.spellings = Spellings()
         self._rules = [rule for name, rule in RULES.items() if name not in off]
 
-    def tidy(self, chat: ChatRequest) -> tuple[ChatRequest, list[Change]]:
-        """The request as it shall be computed, and what was changed."""
+    def tidy(self, chat: ChatRequest, spellings: Spellings) -> tuple[ChatRequest, list[Change]]:
+        """The request as it shall be computed, and what was changed. ``spellings`` are its tenant's."""
         changes: list[Change] = []
         for rule in self._rules:
-            if (done := rule(chat, self.spellings)) is not None:
+            if (done := rule(chat, spellings)) is not None:
                 chat = done[0]
                 changes.append(done[1])
         return chat, changes

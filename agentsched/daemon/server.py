@@ -16,9 +16,14 @@ from aiohttp import web
 
 from agentsched import __version__
 from agentsched.core import Core, make_policy
+from agentsched.core.expiry import Expiry
 from agentsched.core.log import Header
+from agentsched.daemon.access import Access, is_loopback
+from agentsched.daemon.accounts import Accounts, Declared
+from agentsched.daemon.admin_api import AdminApi
 from agentsched.daemon.calls import Calls
 from agentsched.daemon.care import PrefixCare
+from agentsched.daemon.charges import ChargesMeter
 from agentsched.daemon.delivery import Delivery
 from agentsched.daemon.errors import ApiError, engine_gone
 from agentsched.daemon.eventlog import EventLog
@@ -28,8 +33,14 @@ from agentsched.daemon.host import Host
 from agentsched.daemon.httplog import http_log
 from agentsched.daemon.identity import Identities
 from agentsched.daemon.metrics import Metrics
+from agentsched.daemon.openapi import document
+from agentsched.daemon.operations import Operation
 from agentsched.daemon.programs import Programs
+from agentsched.daemon.programs_api import ProgramsApi
+from agentsched.daemon.sharing import SharedPrefixes
+from agentsched.daemon.status_api import StatusApi
 from agentsched.daemon.supervisor import Supervisor
+from agentsched.daemon.tenancy import Tenancies
 from agentsched.engines.contract import Engine, EngineGone
 from agentsched.engines.frontend import Frontend
 
@@ -41,29 +52,45 @@ _SHUTDOWN_RETRY_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How to serve. ``port`` 0 takes a free one. ``run`` goes into the event log's header."""
+    """How to serve. ``port`` 0 takes a free one. A silent program is never closed before
+    ``idle_floor_s``, and always after ``idle_close_s``. ``declared`` are tenants and keys. ``run`` goes
+    into the event log's header."""
 
     policy: str = "agentsched"
     host: str = "127.0.0.1"
     port: int = 0
     log: Path | None = None
     max_hold_s: float = 600.0
-    idle_close_s: float = 900.0
+    idle_floor_s: float = 60.0
+    idle_close_s: float = 3600.0
     ping_s: float = 5.0
     silence_s: float = 30.0
     retry_grace_s: float = 2.0
     drain_s: float = 3.0
     no_care: frozenset[str] = frozenset()
+    declared: Declared = field(default_factory=Declared)
     body_limit_bytes: int = 64 * 1024 * 1024
     run: Mapping[str, str | int | float] = field(default_factory=dict)
+
+
+class NoKeys(Exception):
+    """Others than this machine could call, and nothing would tell who they are."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"there are no API keys, so that only this machine may call: {host!r} is open to others. Make "
+            "keys ('agentsched key new TENANT', 'agentsched key new --admin') and give the file with them as "
+            "--tenants FILE, or serve on 127.0.0.1"
+        )
 
 
 class Daemon:
     """One gateway. ``async with`` starts it and stops it in order; ``wait`` says when it cannot go on.
 
-    ``make_engine`` is called for each life of the engine; ``identities`` says whose a call is. Entering
-    raises ``OSError`` if the address or the log cannot be used, ``ValueError`` for an unknown policy, and
-    ``EngineGone`` if the engine does not start.
+    ``make_engine`` is called for each life of the engine; ``make_identities``, with what the names of a
+    tenant's programs begin with, for each tenant. Entering raises ``OSError`` if the address or the log
+    cannot be used, ``ValueError`` for an unknown policy, ``NoKeys`` if others than this machine could
+    call without a key, and ``EngineGone`` if the engine does not start.
     """
 
     def __init__(
@@ -71,12 +98,14 @@ class Daemon:
         make_engine: Callable[[], Engine],
         frontend: Frontend,
         settings: Settings,
-        identities: Identities | None = None,
+        make_identities: Callable[[str], Identities] = Identities,
+        accounts: Accounts | None = None,
     ) -> None:
         self._settings = settings
         self._make_engine = make_engine
         self._frontend = frontend
-        self._identities = identities or Identities()
+        self._make_identities = make_identities
+        self.accounts = accounts or Accounts()
         self._stack = contextlib.AsyncExitStack()
         self._supervision: asyncio.Task[None] | None = None
         self.url = ""
@@ -109,7 +138,10 @@ class Daemon:
         core = Core(make_policy(settings.policy), epoch=_EPOCH)
         # Before anything slow, so that a port or a log that cannot be had is known at once. Who connects
         # before the engine is ready waits in the socket's queue.
+        self.accounts.declare(settings.declared)
         listening = stack.enter_context(_listen(settings.host, settings.port))
+        if not self.accounts.locked and not is_loopback(listening.getsockname()[0]):
+            raise NoKeys(settings.host)
         self.url = _url(listening)
         log = self._open_log()
         self._assemble(core, log)
@@ -123,7 +155,7 @@ class Daemon:
         ready.cancel()
         if self._supervision.done():
             self._supervision.result()
-        app = self._gateway.application(body_limit_bytes=settings.body_limit_bytes)
+        app = self._gateway.application(self._operations, body_limit_bytes=settings.body_limit_bytes)
         # A handler is cancelled when its client goes away: that is how calls learn of it.
         runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0, logger=http_log()
@@ -153,29 +185,37 @@ class Daemon:
         self._programs = Programs()
         metrics = Metrics(self._programs)
         gate = Gate()
-        self._host = Host(core, gate, watchers=[self._programs, metrics], log=log)
-        identities = self._identities
+        meter = ChargesMeter(self.accounts.charges, self.accounts.slo_ttft_s)
+        self._host = Host(core, gate, watchers=[self._programs, metrics, meter], log=log)
+        tenancies = Tenancies(self.accounts, self._make_identities)
         care = PrefixCare(settings.no_care)
         self._calls = Calls(
             self._host,
             gate,
             self._programs,
-            identities,
             self._frontend,
-            care,
             max_hold_s=settings.max_hold_s,
             retry_grace_s=settings.retry_grace_s,
         )
         self._gateway = Gateway(
             self._calls,
-            self._host,
             self._programs,
-            identities,
+            Access(self.accounts, tenancies),
+            SharedPrefixes(settings.declared.shared_prefixes, self._frontend),
             metrics,
             self._frontend,
             Delivery(ping_s=settings.ping_s, silence_s=settings.silence_s),
             care,
         )
+        self._operations = self._own(tenancies, metrics, meter)
+
+    def _own(self, tenancies: Tenancies, metrics: Metrics, meter: ChargesMeter) -> list[Operation]:
+        """The daemon's own endpoints."""
+        calls, programs, accounts = self._calls, self._programs, self.accounts
+        of_programs = ProgramsApi(calls, self._host, programs, accounts, meter)
+        of_admins = AdminApi(accounts, tenancies, calls, programs, meter, of_programs)
+        of_all = StatusApi(calls, self._host, metrics, lambda: document(self._operations))
+        return [*of_all.operations(), *of_programs.operations(), *of_admins.operations()]
 
     async def _supervise(self, supervisor: Supervisor) -> None:
         try:
@@ -185,13 +225,14 @@ class Daemon:
             raise
 
     async def _sweep(self) -> None:
-        """Close programs that nobody has been heard of for long."""
-        limit_s = self._settings.idle_close_s
+        """Close programs that are not likely to be heard of again."""
+        settings = self._settings
+        expiry = Expiry(floor_s=settings.idle_floor_s, ceiling_s=settings.idle_close_s)
         while True:
-            await asyncio.sleep(min(10.0, limit_s / 4))
-            for program in self._programs.idle(time.monotonic(), limit_s):
-                _log.info("program %s is closed: idle for %g s", program, limit_s)
-                self._calls.close_program(program)
+            await asyncio.sleep(min(10.0, settings.idle_floor_s / 4, settings.idle_close_s / 4))
+            for program in self._host.expired(expiry):
+                _log.info("program %s is closed: it is silent for long", program)
+                self._calls.close_program(program, expired=True)
 
     async def _drain(self) -> None:
         """Let calls that are nearly done end, and tell the others."""

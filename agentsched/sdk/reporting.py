@@ -1,6 +1,6 @@
 """Sends what agents and tools do to the daemon, without making them wait.
 
-Events go to ``POST {AGENTSCHED_URL}/agentsched/events`` from one background thread, in order, in
+Events go to ``POST {AGENTSCHED_URL}/agentsched/v1/events`` from one background thread, in order, in
 small batches. The queue is bounded: when the daemon is away or slow, the newest events are dropped
 and that is said once. With no daemon configured nothing is sent, no thread is started, and that is
 said once too: an agent must run as well without the daemon as with it.
@@ -103,7 +103,7 @@ class Reporter:
         if not batch:
             return
         request = urllib.request.Request(
-            f"{self.url}/agentsched/events",
+            f"{self.url}/agentsched/v1/events",
             data=msgspec.json.encode({"events": batch}),
             headers={"Content-Type": "application/json"},
         )

@@ -55,7 +55,7 @@ class Served:
         return await self.post("/v1/chat/completions", chat(content, **fields), **headers)
 
     async def programs(self) -> dict[str, dict[str, Any]]:
-        async with self.http.get(self.url + "/agentsched/programs") as answer:
+        async with self.http.get(self.url + "/agentsched/v1/programs") as answer:
             found = (await answer.json())["programs"]
         return {program["program"]: program for program in found}
 

@@ -61,7 +61,7 @@ def text_of(stream: str) -> str:
 
 async def close(served_: Served, program: str) -> None:
     _, body, _ = await served_.post(
-        "/agentsched/events", {"events": [{"event": "ProgramClosed", "program": program}]}
+        "/agentsched/v1/events", {"events": [{"event": "ProgramClosed", "program": program}]}
     )
     assert body == {"accepted": 1, "ignored": 0}
 
@@ -208,7 +208,7 @@ async def test_a_running_tool_keeps_a_program_open() -> None:
         tool = {"event": "ToolStarted", "tool_call": "t", "tool": "bash"}
         for program in ("idle", "busy"):
             await served_.chat("/say a", program=program)
-        await served_.post("/agentsched/events", {"events": [tool | {"program": "busy"}]})
+        await served_.post("/agentsched/v1/events", {"events": [tool | {"program": "busy"}]})
 
         async def only_busy() -> bool:
             return set(await served_.programs()) == {"busy"}

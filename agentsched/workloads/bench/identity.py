@@ -162,7 +162,7 @@ def served(turns: int, identities: Identities, *, vary: bool) -> Iterator[str]:
         engine = lambda: InProcessEngine(  # noqa: E731
             simulated(NOTHING_COSTS, KV_TOKENS, vocabulary=VOCABULARY, max_running=256), name="simulated"
         )
-        async with Daemon(engine, ByteFrontend(KV_TOKENS, mind), Settings(), identities) as daemon:
+        async with Daemon(engine, ByteFrontend(KV_TOKENS, mind), Settings(), lambda _: identities) as daemon:
             urls.append(daemon.url)
             ready.set()
             await stop.wait()
