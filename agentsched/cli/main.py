@@ -20,6 +20,7 @@ from agentsched import __version__
 COMMANDS = {
     "demo": "Run real agents with a baseline policy and with ours, and compare.",
     "serve": "Serve an OpenAI-compatible API that schedules agent programs.",
+    "key": "Make API keys for tenants and admins.",
     "run": "Run one command in a sandbox of its own.",
     "simulate": "Play traces of agents through policies, in virtual time.",
     "trace": "Make a trace for the simulator from a daemon's event log.",

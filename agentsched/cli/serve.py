@@ -15,8 +15,9 @@ import click
 import platformdirs
 
 from agentsched.core import POLICY_NAMES
+from agentsched.daemon.accounts import Declared, read_declared
 from agentsched.daemon.care import RULES
-from agentsched.daemon.server import Daemon, Settings
+from agentsched.daemon.server import Daemon, NoKeys, Settings
 from agentsched.engines.byte_frontend import VOCABULARY, ByteFrontend
 from agentsched.engines.contract import Engine, EngineGone
 from agentsched.engines.frontend import Frontend
@@ -32,7 +33,8 @@ Example: a daemon, an agent that knows nothing of it, and what it did
 
 \b
 Any OpenAI client works with base URL http://127.0.0.1:8090/v1, any Anthropic
-client with http://127.0.0.1:8090, and any API key. A client that sends the
+client with http://127.0.0.1:8090, and any API key unless there are keys
+(--tenants). A client that sends the
 header x-agentsched-program says which program its calls belong to; without
 it, its own session ids, ids of tool calls and the conversation itself tell.
 """
@@ -109,11 +111,25 @@ def _usable_core(ctx: click.Context, param: click.Parameter, core: int | None) -
     help="Seconds that a call waits for its program's turn before it is answered with 429.",
 )
 @click.option(
+    "--tenants",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="TOML file of tenants, hashes of their API keys, and shared prefixes (docs/gateway.md); `agentsched "
+    "key new` makes keys. Without keys, only 127.0.0.1 and the like are served.",
+)
+@click.option(
+    "--idle-floor",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Seconds of silence before which no program counts as ended.",
+)
+@click.option(
     "--idle-close",
     type=click.FloatRange(min=0, min_open=True),
-    default=900.0,
+    default=3600.0,
     show_default=True,
-    help="Seconds without a call or a running tool after which a program counts as ended.",
+    help="Seconds without a call or a running tool after which a program counts as ended in any case; "
+    "before, it does once a return is improbable by what was seen of others.",
 )
 @click.option(
     "--ping",
@@ -157,6 +173,8 @@ def serve(
     scripts: Path | None,
     log: Path | None,
     max_hold: float,
+    tenants: Path | None,
+    idle_floor: float,
     idle_close: float,
     ping: float,
     silence: float,
@@ -181,7 +199,9 @@ def serve(
         port=port,
         log=log,
         max_hold_s=max_hold,
+        idle_floor_s=idle_floor,
         idle_close_s=idle_close,
+        declared=_declared(tenants),
         ping_s=ping,
         silence_s=silence,
         no_care=frozenset(no_care),
@@ -191,10 +211,17 @@ def serve(
     ready_line = f"(policy {policy}, engine {engine}, {kv_tokens:,} KV tokens{tier})"
     try:
         asyncio.run(_serve(source, settings, ready_line, ready_file))
-    except EngineGone as error:
+    except (EngineGone, NoKeys) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
         raise click.ClickException(f"cannot serve on {host}:{port}: {error}") from error
+
+
+def _declared(tenants: Path | None) -> Declared:
+    try:
+        return Declared() if tenants is None else read_declared(tenants)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"the tenants' file cannot be used: {error}") from error
 
 
 def _source(

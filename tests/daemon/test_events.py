@@ -84,7 +84,10 @@ async def test_hosts_of_tools_come_change_and_go() -> None:
         ({"event": "ProgramOpened", "program": "//t/p"}, "events[1].program"),
         ({"event": "ProgramOpened", "program": "p", "parent": "//t/p"}, "events[1].parent"),
         ({"event": "ProgramClosed", "program": "p", "expired": True}, "events[1].expired"),
-        ({"event": "ToolStarted", "program": "p", "tool_call": "t", "tool": "x", "extra": 1}, "events[1].extra"),
+        (
+            {"event": "ToolStarted", "tool_call": "t", "tool": "x", "extra": 1},
+            "events[1].extra",
+        ),
         ({"event": "HostAttached", "host": "", "memory_bytes": 1}, "events[1]"),
         ({"event": "HostAttached", "host": "box"}, "events[1].memory_bytes"),
         (FINISHED | {"tool_call": "unknown"}, "events[1].program"),

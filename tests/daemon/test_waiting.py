@@ -23,7 +23,7 @@ LONG = [{"role": "system", "content": BIG}]
 @asynccontextmanager
 async def streaming(served_: Served, content: str, program: str, **fields: Any) -> AsyncIterator[Any]:
     """An open stream of a program's call."""
-    headers = {"x-agentsched-program": program}
+    headers = {"x-agentsched-program": program} | fields.pop("extra_headers", {})
     body = chat(content, stream=True, **fields)
     async with served_.http.post(
         served_.url + "/v1/chat/completions",
