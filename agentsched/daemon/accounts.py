@@ -30,7 +30,7 @@ ADMIN = ""
 MOST_S = 1e9
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]*(?!\n)$", max_length=64)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=MOST_S)]
-PerMinute = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+PerMinute = Annotated[float, msgspec.Meta(ge=1e-3, le=1e6)]
 AtOnce = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Weight = Annotated[float, msgspec.Meta(ge=LEAST_WEIGHT, le=MOST_WEIGHT)]
 Priority = Annotated[int, msgspec.Meta(ge=0, le=MOST_PRIORITY)]

@@ -13,17 +13,46 @@ from typing import Annotated, Any, get_args
 import msgspec
 
 from agentsched.core import events as ev
-from agentsched.daemon.apis.reading import check_program, convert, decode_object
+from agentsched.daemon.accounts import Seconds
+from agentsched.daemon.apis.reading import (
+    WHOLE_FLOATS_ARE_INTEGERS,
+    check_program,
+    convert,
+    decode_object,
+)
 from agentsched.daemon.calls import Calls
 from agentsched.daemon.errors import bad_field
 from agentsched.daemon.host import Host
+from agentsched.daemon.signals import MOST_CHARS, RESERVED
 from agentsched.daemon.tenancy import Tenancy
 
 _OF_TENANT = frozenset({"tenant", "weight", "priority"})
 _OF_DAEMON = frozenset({"expired"})
+
+StatedName = Annotated[
+    str,
+    msgspec.Meta(
+        min_length=1,
+        max_length=MOST_CHARS,
+        # What check_program says, in the words of JSON Schema, which Python's expressions lack.
+        extra_json_schema={"pattern": rf"^(?!{RESERVED})(?:[^\p{{C}}\p{{Z}}]| )+$"},
+    ),
+]
+"""Of a program or a host of tools."""
+
+_NAMES = ("program", "parent", "host")
+_AMOUNT, _COUNT = Annotated[float, msgspec.Meta(ge=0)], Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _LIMITS: dict[Any, Any] = {
-    float: Annotated[float, msgspec.Meta(ge=0)],
-    int: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)],
+    float: _AMOUNT,
+    int: _COUNT,
+    float | None: _AMOUNT | None,
+    int | None: _COUNT | None,
+}
+_LIMITS_BY_NAME: dict[str, Any] = {
+    **dict.fromkeys(_NAMES, StatedName),
+    "tool_call": Annotated[str, msgspec.Meta(min_length=1)],
+    "deadline_s": Seconds | None,
+    "HostAttached.memory_bytes": Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)],
 }
 
 Posted = (
@@ -46,9 +75,10 @@ def _posted(kind: type[ev.Event]) -> type[msgspec.Struct]:
     for each in msgspec.structs.fields(kind):
         if each.name in _OF_TENANT | _OF_DAEMON:
             continue
-        limited = _LIMITS.get(each.type, each.type)
+        by_name = _LIMITS_BY_NAME.get(f"{kind.__name__}.{each.name}") or _LIMITS_BY_NAME.get(each.name)
+        limited = by_name or _LIMITS.get(each.type, each.type)
         if each.name == "program" and tool:
-            optional.append((each.name, str, ""))
+            optional.append((each.name, limited, ""))
         elif each.required:
             required.append((each.name, limited))
         else:
@@ -92,7 +122,7 @@ def parse_events(data: bytes, tenancy: Tenancy) -> list[Posted]:
 
     Raises ``ApiError`` (400) naming index and field; nothing has been posted then.
     """
-    raw = decode_object(data)
+    raw = decode_object(data, WHOLE_FLOATS_ARE_INTEGERS)
     events = raw.get("events")
     if unknown := raw.keys() - {"events"}:
         raise bad_field(min(unknown), "is not known")
@@ -119,11 +149,10 @@ def _program(raw: dict[str, Any], where: str, tenancy: Tenancy) -> dict[str, str
     minted = tenancy.identities.minted(raw["tool_call"]) if "tool_call" in raw else None
     if minted is not None:
         return {"program": minted.program}
-    for field in ("program", "parent"):
-        if raw.get(field):
+    for field in _NAMES:
+        if field in raw:
             check_program(raw[field], f"{where}.{field}")
     if "program" in raw:
-        check_program(raw["program"], f"{where}.program")
         return {"program": tenancy.inside(raw["program"])}
     if "tool_call" in raw:
         raise bad_field(f"{where}.program", "is needed: the tool call's id was not given out here")

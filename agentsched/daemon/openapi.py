@@ -62,7 +62,8 @@ def _described(operation: Operation, known: dict[int, Any], components: dict[str
     }
     if operation.body is not None:
         content = {"application/json": {"schema": known[id(operation.body)]}}
-        described["requestBody"] = {"required": True, "content": content}
+        required = any(field.required for field in msgspec.structs.fields(operation.body))
+        described["requestBody"] = {"required": required, "content": content}
     return described
 
 
@@ -73,8 +74,9 @@ def _responses(operation: Operation, known: dict[int, Any]) -> dict[str, Any]:
         if kind is not None:
             schema = {"type": "string"} if kind is str else known[id(kind)]
             told["content"] = {operation.media_type: {"schema": schema}}  # type: ignore[assignment]
-    mistakes = () if operation.realm == "open" and operation.body is None else (400, 413)
-    refused = {*operation.refusals, *_EVERY_REFUSAL[operation.realm], *mistakes, 400}
+    refused = {400, *operation.refusals, *_EVERY_REFUSAL[operation.realm]}
+    if operation.body is not None:
+        refused.add(413)
     for status in sorted(refused - operation.answers.keys()):
         responses[str(status)] = {
             "description": HTTPStatus(status).phrase,
@@ -97,17 +99,6 @@ def _query_parameters(operation: Operation, components: dict[str, Any]) -> list[
     fields = own.pop(operation.query.__name__)
     components.update(own)
     return [
-        {"name": name, "in": "query", "required": False, "schema": _without_null(schema)}
+        {"name": name, "in": "query", "required": False, "schema": schema}
         for name, schema in fields["properties"].items()
     ]
-
-
-def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """A parameter that is not given is not there: no text stands for null."""
-    schema = {key: value for key, value in schema.items() if value is not None}
-    if "anyOf" in schema:
-        kinds = [kind for kind in schema["anyOf"] if kind != {"type": "null"}]
-        return kinds[0] if len(kinds) == 1 else schema | {"anyOf": kinds}
-    if "enum" in schema:
-        return schema | {"enum": [value for value in schema["enum"] if value is not None]}
-    return schema

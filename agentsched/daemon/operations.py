@@ -15,7 +15,7 @@ import msgspec
 from aiohttp import web
 
 from agentsched.daemon.access import TENANCY
-from agentsched.daemon.apis.reading import convert, decode_object
+from agentsched.daemon.apis.reading import WHOLE_FLOATS_ARE_INTEGERS, convert, decode_object
 from agentsched.daemon.errors import ApiError, bad_field
 from agentsched.daemon.httplog import one_line
 from agentsched.daemon.tenancy import Tenancy
@@ -105,7 +105,7 @@ async def _body(operation: Operation, http: web.Request) -> Any:
     data = await read_body(http)
     if operation.parse is not None:
         return operation.parse(data)
-    return convert(decode_object(data or b"{}"), operation.body)
+    return convert(decode_object(data or b"{}", WHOLE_FLOATS_ARE_INTEGERS), operation.body)
 
 
 def _query(operation: Operation, http: web.Request) -> Any:

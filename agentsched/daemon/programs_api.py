@@ -11,6 +11,7 @@ from functools import partial
 from typing import Annotated, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from agentsched.core import events as ev
 from agentsched.daemon import intake
@@ -20,15 +21,14 @@ from agentsched.daemon.calls import Calls
 from agentsched.daemon.charges import Charges, ChargesMeter
 from agentsched.daemon.errors import ApiError
 from agentsched.daemon.host import Host
+from agentsched.daemon.intake import StatedName
 from agentsched.daemon.operations import Answer, Asked, Operation
 from agentsched.daemon.programs import Programs, ProgramView
-from agentsched.daemon.signals import MOST_CHARS
 from agentsched.daemon.tenancy import Tenancy
 
 PROGRAMS_PATH = "/agentsched/v1/programs"
 EVENTS_PATH = "/agentsched/v1/events"
 
-ProgramName = Annotated[str, msgspec.Meta(min_length=1, max_length=MOST_CHARS)]
 ExpectedCalls = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 State = Literal["waiting", "running", "tool", "idle"]
 
@@ -37,11 +37,11 @@ class NewProgram(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A program that will call. ``program`` is its name, made up if it has none: the value of the header
     ``x-agentsched-program``. ``host``: where its tools run."""
 
-    program: ProgramName | None = None
+    program: StatedName | None = None
     expected_calls: ExpectedCalls | None = None
     deadline_s: Seconds | None = None
-    parent: ProgramName | None = None
-    host: ProgramName | None = None
+    parent: StatedName | None = None
+    host: StatedName | None = None
 
 
 class Annotation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -87,8 +87,8 @@ class ProgramQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
     after: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = 0
-    state: State | None = None
-    parent: ProgramName | None = None
+    state: State | UnsetType = UNSET
+    parent: StatedName | UnsetType = UNSET
 
 
 class Account(msgspec.Struct, kw_only=True):
@@ -202,13 +202,16 @@ class ProgramsApi:
     def list(self, asked: Asked) -> Answer:
         query: ProgramQuery = asked.query
         tenancy = asked.tenancy
-        parent = None if query.parent is None else tenancy.inside(query.parent)
+        parent: str | UnsetType = UNSET
+        if query.parent is not UNSET:
+            check_program(query.parent, "parent")
+            parent = tenancy.inside(query.parent)
         found = [
             view
             for view in self._programs.of(tenancy.tenant.name)
             if view.number > query.after
-            and query.state in (None, view.state)
-            and parent in (None, view.parent)
+            and query.state in (UNSET, view.state)
+            and parent in (UNSET, view.parent)
         ]
         page = found[: query.limit]
         more = page[-1].number if len(found) > len(page) else None

@@ -88,7 +88,7 @@ async def test_hosts_of_tools_come_change_and_go() -> None:
             {"event": "ToolStarted", "tool_call": "t", "tool": "x", "extra": 1},
             "events[1].extra",
         ),
-        ({"event": "HostAttached", "host": "", "memory_bytes": 1}, "events[1]"),
+        ({"event": "HostAttached", "host": "", "memory_bytes": 1}, "events[1].host"),
         ({"event": "HostAttached", "host": "box"}, "events[1].memory_bytes"),
         (FINISHED | {"tool_call": "unknown"}, "events[1].program"),
         (FINISHED | {"tool_call": "t", "program": "p", "wall_s": "long"}, "events[1].wall_s"),

@@ -140,6 +140,8 @@ async def test_ending_a_program_ends_its_calls() -> None:
         ("GET", f"{PROGRAMS}?limit=many", None, "limit"),
         ("GET", f"{PROGRAMS}?limit=1&limit=2", None, "limit"),
         ("GET", f"{PROGRAMS}?state=asleep", None, "state"),
+        ("GET", f"{PROGRAMS}?state=null", None, "state"),
+        ("GET", f"{PROGRAMS}?parent=//acme/p", None, "parent"),
         ("GET", f"{PROGRAMS}?tenant=acme", None, "tenant"),
         ("GET", f"{PROGRAMS}/known?verbose=1", None, "verbose"),
     ],

@@ -19,6 +19,16 @@ _PATH = re.compile(r" - at `\$\.?(.*?)`$")
 _MISSING = re.compile(r"Object missing required field `(.*?)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`")
 
+
+def _number(text: str) -> float:
+    number = float(text)
+    return int(number) if number.is_integer() else number
+
+
+_ANY = msgspec.json.Decoder()
+WHOLE_FLOATS_ARE_INTEGERS = msgspec.json.Decoder(float_hook=_number)
+"""As in JSON Schema, to which 3.0 is an integer."""
+
 Limit = Annotated[int, msgspec.Meta(ge=1)]
 _SAMPLING = (
     "temperature",
@@ -53,10 +63,10 @@ class Sampled(msgspec.Struct, kw_only=True):
         return {"model": self.model} | said
 
 
-def decode_object(data: bytes) -> dict[str, Any]:
+def decode_object(data: bytes, decoder: msgspec.json.Decoder[Any] = _ANY) -> dict[str, Any]:
     """The JSON object that a body is. Raises ``ApiError`` (400)."""
     try:
-        raw = msgspec.json.decode(data)
+        raw = decoder.decode(data)
     except (msgspec.DecodeError, RecursionError) as error:
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(raw, dict):
