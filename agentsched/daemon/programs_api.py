@@ -54,14 +54,15 @@ class Annotation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 class ProgramInfo(msgspec.Struct, kw_only=True):
     """One open program. ``calls``: its live ones, by phase. ``tools``: tool calls that are known to run.
-    ``why`` says what was last decided of its place. Seconds count back from now, ``due_in_s`` forward."""
+    ``why`` says what was last decided of its place; null where there are keys, since it tells how much
+    others use. Seconds count back from now, ``due_in_s`` forward."""
 
     program: str
     tenant: str
     parent: str | None
     state: State
     engine: str | None
-    why: str
+    why: str | None
     calls: dict[str, str]
     tools: list[str]
     calls_done: int
@@ -197,7 +198,7 @@ class ProgramsApi:
             raise ApiError(
                 409, f"program {new.program!r} is open already", param="program", code="program_exists"
             )
-        return Answer(_info(self._programs.open[program], tenancy), status=201)
+        return Answer(self._info(self._programs.open[program], tenancy), status=201)
 
     def list(self, asked: Asked) -> Answer:
         query: ProgramQuery = asked.query
@@ -215,10 +216,10 @@ class ProgramsApi:
         ]
         page = found[: query.limit]
         more = page[-1].number if len(found) > len(page) else None
-        return Answer(ProgramPage(programs=[_info(view, tenancy) for view in page], next=more))
+        return Answer(ProgramPage(programs=[self._info(view, tenancy) for view in page], next=more))
 
     def show(self, asked: Asked) -> Answer:
-        return Answer(_info(self._view(asked), asked.tenancy))
+        return Answer(self._info(self._view(asked), asked.tenancy))
 
     def annotate(self, asked: Asked) -> Answer:
         said: Annotation = asked.body
@@ -228,7 +229,7 @@ class ProgramsApi:
                 program=view.program, expected_calls=said.expected_calls, deadline_s=said.deadline_s
             )
         )
-        return Answer(_info(view, asked.tenancy))
+        return Answer(self._info(view, asked.tenancy))
 
     def close(self, asked: Asked) -> Answer:
         self._calls.close_program(self._view(asked).program)
@@ -260,24 +261,23 @@ class ProgramsApi:
             raise ApiError(404, f"no program {name!r} is open", param="program", code="program_not_found")
         return view
 
-
-def _info(view: ProgramView, tenancy: Tenancy) -> ProgramInfo:
-    now = time.monotonic()
-    return ProgramInfo(
-        program=tenancy.outside(view.program),
-        tenant=view.tenant,
-        parent=tenancy.outside(view.parent) or None,
-        state=view.state,
-        engine=view.engine,
-        why=view.why,
-        calls=dict(view.calls),
-        tools=sorted(view.tools),
-        calls_done=view.calls_done,
-        expected_calls=view.expected_calls or None,
-        context_tokens=view.context_tokens,
-        held_device_tokens=view.held_device_tokens,
-        held_host_tokens=view.held_host_tokens,
-        age_s=now - view.opened_s,
-        silent_s=now - view.active_s,
-        due_in_s=None if view.due_s is None else view.due_s - now,
-    )
+    def _info(self, view: ProgramView, tenancy: Tenancy) -> ProgramInfo:
+        now = time.monotonic()
+        return ProgramInfo(
+            program=tenancy.outside(view.program),
+            tenant=view.tenant,
+            parent=tenancy.outside(view.parent) or None,
+            state=view.state,
+            engine=view.engine,
+            why=None if self._accounts.locked else view.why,
+            calls=dict(view.calls),
+            tools=sorted(view.tools),
+            calls_done=view.calls_done,
+            expected_calls=view.expected_calls or None,
+            context_tokens=view.context_tokens,
+            held_device_tokens=view.held_device_tokens,
+            held_host_tokens=view.held_host_tokens,
+            age_s=now - view.opened_s,
+            silent_s=now - view.active_s,
+            due_in_s=None if view.due_s is None else view.due_s - now,
+        )

@@ -161,9 +161,30 @@ async def raw(served_: Served, method: str, path: str, data: bytes) -> tuple[int
 
 async def test_what_is_no_json_or_no_method_is_refused_in_the_same_form() -> None:
     async with served() as served_:
-        for data in (b"{", b"[]", b"\xff", b'"p"', b"[" * 100_000):
+        for data in (
+            b"{",
+            b"[]",
+            b"\xff",
+            b'"p"',
+            b"[" * 100_000,
+            b'{"deadline_s": 1e999}',
+            b'{"deadline_s": NaN}',
+        ):
             status, body = await raw(served_, "POST", PROGRAMS, data)
             assert (status, body["error"]["type"]) == (400, "invalid_request_error")
         status, body, headers = await served_.ask("PUT", PROGRAMS, {})
         assert (status, body["error"]["type"]) == (405, "invalid_request_error")
         assert set(headers["Allow"].split(",")) == {"GET", "HEAD", "POST"}
+
+
+async def test_whole_floats_are_integers_as_in_json_schema() -> None:
+    async with served() as served_:
+        status, body = await raw(served_, "POST", PROGRAMS, b'{"expected_calls": 3.0, "deadline_s": 2}')
+        assert (status, body["expected_calls"]) == (201, 3)
+
+
+async def test_an_event_with_an_infinite_number_is_refused() -> None:
+    async with served() as served_:
+        await served_.post(PROGRAMS, {"program": "p"})
+        data = b'{"events": [{"event": "ToolProgressed", "program": "p", "tool_call": "t", "cpu_s": 1e999}]}'
+        assert (await raw(served_, "POST", "/agentsched/v1/events", data))[0] == 400

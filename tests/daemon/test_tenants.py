@@ -93,6 +93,14 @@ async def test_the_same_stated_name_is_two_programs() -> None:
         assert set(await served_.programs(ACME)) == {"p"}
 
 
+async def test_why_a_program_sits_where_it_does_tells_of_others_and_is_not_told_to_tenants() -> None:
+    async with served(declared=two_tenants()) as keyed, served() as open_:
+        await keyed.chat("/say a", program="p", key=ACME)
+        await open_.chat("/say a", program="p")
+        assert (await keyed.programs(ACME))["p"]["why"] is None
+        assert (await open_.programs())["p"]["why"]
+
+
 async def test_no_name_reaches_across() -> None:
     async with served(declared=two_tenants()) as served_:
         await served_.chat("/say a", program="p", key=ACME)

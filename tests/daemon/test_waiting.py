@@ -203,6 +203,19 @@ async def test_an_idle_program_is_closed_and_comes_back() -> None:
         assert (await served_.chat("/say b", program="p"))[0] == 200
 
 
+async def test_a_silent_program_is_closed_once_gaps_make_its_return_improbable() -> None:
+    async with served(idle_floor_s=0.1, idle_close_s=10_000.0) as served_:
+        for number in range(30):
+            await served_.chat(f"/say {number}", program="p")
+
+        async def gone() -> bool:
+            return not await served_.programs()
+
+        await until(gone, "it stays open")
+        _, _, headers = await served_.chat("/say again", program="p")
+        assert headers["x-agentsched-program"] == "p"
+
+
 async def test_a_running_tool_keeps_a_program_open() -> None:
     async with served(idle_close_s=0.2) as served_:
         tool = {"event": "ToolStarted", "tool_call": "t", "tool": "bash"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import re
 from typing import Annotated, Any
 
@@ -22,6 +23,8 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`")
 
 def _number(text: str) -> float:
     number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"number out of range: {text}")
     return int(number) if number.is_integer() else number
 
 
