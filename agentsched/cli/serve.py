@@ -209,12 +209,17 @@ def serve(
     )
     tier = f" and {host_tokens:,} in host memory" if host_tokens else ""
     ready_line = f"(policy {policy}, engine {engine}, {kv_tokens:,} KV tokens{tier})"
+    _run_to_the_end(source, settings, ready_line, ready_file)
+
+
+def _run_to_the_end(source: Source, settings: Settings, ready_line: str, ready_file: Path | None) -> None:
     try:
         asyncio.run(_serve(source, settings, ready_line, ready_file))
     except (EngineGone, NoKeys) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
-        raise click.ClickException(f"cannot serve on {host}:{port}: {error}") from error
+        where = f"{settings.host}:{settings.port}"
+        raise click.ClickException(f"cannot serve on {where}: {error}") from error
 
 
 def _declared(tenants: Path | None) -> Declared:

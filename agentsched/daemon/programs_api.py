@@ -115,8 +115,10 @@ class ProgramsApi:
         self._meter = meter
 
     def operations(self) -> list[Operation]:
+        return [*self._of_all(), *self._of_one(), *self._of_tenant()]
+
+    def _of_all(self) -> list[Operation]:
         of_tenant = partial(Operation, realm="tenant")
-        one = PROGRAMS_PATH + "/{program}"
         return [
             of_tenant(
                 method="POST",
@@ -135,31 +137,38 @@ class ProgramsApi:
                 query=ProgramQuery,
                 answers={200: ProgramPage},
             ),
-            of_tenant(
+        ]
+
+    def _of_one(self) -> list[Operation]:
+        of_one = partial(Operation, realm="tenant", path=PROGRAMS_PATH + "/{program}")
+        return [
+            of_one(
                 method="GET",
-                path=one,
                 summary="Look at a program",
                 run=self.show,
                 answers={200: ProgramInfo},
                 refusals=(404,),
             ),
-            of_tenant(
+            of_one(
                 method="PATCH",
-                path=one,
                 summary="Say what is known of a program",
                 run=self.annotate,
                 body=Annotation,
                 answers={200: ProgramInfo},
                 refusals=(404,),
             ),
-            of_tenant(
+            of_one(
                 method="DELETE",
-                path=one,
                 summary="End a program and what it has running",
                 run=self.close,
                 answers={204: None},
                 refusals=(404,),
             ),
+        ]
+
+    def _of_tenant(self) -> list[Operation]:
+        of_tenant = partial(Operation, realm="tenant")
+        return [
             of_tenant(
                 method="POST",
                 path=EVENTS_PATH,
