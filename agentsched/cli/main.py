@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": "Run real agents with a baseline policy and with ours, and compare.",
     "serve": "Serve an OpenAI-compatible API that schedules agent programs.",
     "config": "Write, check and explain the configuration file.",
+    "key": "Make API keys for tenants and admins.",
     "run": "Run one command in a sandbox of its own.",
     "simulate": "Play traces of agents through policies, in virtual time.",
     "trace": "Make a trace for the simulator from a daemon's event log.",

@@ -153,9 +153,9 @@ def _run(spec: ToolSpec, program: str, daemon: str | None) -> ToolResult:
 def _report_start(daemon: str, program: str, spec: ToolSpec) -> Reporter:
     # imported only now: the command runs meanwhile
     from agentsched.core.events import ToolStarted
-    from agentsched.sdk.reporting import Reporter
+    from agentsched.sdk.reporting import KEY_VARIABLE, Reporter
 
-    reporter = Reporter(daemon)
+    reporter = Reporter(daemon, os.environ.get(KEY_VARIABLE))
     reporter.report(
         ToolStarted(tool_call=spec.tool_call, program=program, tool=spec.tool, command=spec.command_class)
     )

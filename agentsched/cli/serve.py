@@ -16,9 +16,10 @@ import click
 import platformdirs
 
 from agentsched.cli.flags import config_flags, given
+from agentsched.daemon.accounts import Declared, read_declared
 from agentsched.daemon.config import ConfigError, load_config, restart_needed
 from agentsched.daemon.host import Watcher
-from agentsched.daemon.server import Daemon
+from agentsched.daemon.server import Daemon, NoKeys
 from agentsched.daemon.settings import Config, EngineSettings
 from agentsched.engines.byte_frontend import VOCABULARY, ByteFrontend
 from agentsched.engines.contract import Engine, EngineGone
@@ -31,14 +32,22 @@ Example: a daemon, an agent that knows nothing of it, and what it did
   agentsched serve --port 8090 &
   mini -m openai/demo -c mini.yaml \\
        -c model.model_kwargs.api_base=http://127.0.0.1:8090/v1 -y -t 'task'
-  curl -s http://127.0.0.1:8090/agentsched/programs
+  curl -s http://127.0.0.1:8090/agentsched/v1/programs
 
 \b
 Any OpenAI client works with base URL http://127.0.0.1:8090/v1, any Anthropic
-client with http://127.0.0.1:8090, and any API key. A client that sends the
+client with http://127.0.0.1:8090, and any API key unless there are keys
+(--tenants). A client that sends the
 header x-agentsched-program says which program its calls belong to; without
 it, its own session ids, ids of tool calls and the conversation itself tell.
 """
+
+
+class Loaded(NamedTuple):
+    """The configuration, and what stands in the tenants' file that it names."""
+
+    config: Config
+    declared: Declared
 
 
 class Source(NamedTuple):
@@ -76,21 +85,31 @@ def serve(
     )
     flags = given(ctx)
 
-    def load() -> Config:
-        return load_config(config_file, flags)
+    def load() -> Loaded:
+        config = load_config(config_file, flags)
+        return Loaded(config, declared_in(config.daemon.tenants))
 
     try:
-        config = load()
+        loaded = load()
     except ConfigError as error:
         raise click.UsageError(str(error)) from None
+    config = loaded.config
     source = _source(config.engine)
     try:
-        asyncio.run(_serve(source, config, load, ready_file))
-    except EngineGone as error:
+        asyncio.run(_serve(source, loaded, load, ready_file))
+    except (EngineGone, NoKeys) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
         at = config.daemon.socket or f"{config.daemon.host}:{config.daemon.port}"
         raise click.ClickException(f"cannot serve on {at}: {error}") from error
+
+
+def declared_in(tenants: Path | None) -> Declared:
+    """What the tenants' file says. Raises ``ConfigError``."""
+    try:
+        return Declared() if tenants is None else read_declared(tenants)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the tenants' file cannot be used: {error}") from error
 
 
 def _source(engine: EngineSettings) -> Source:
@@ -132,13 +151,13 @@ def _embedded(engine: EngineSettings) -> Source:
     return Source(frontend, lambda: EngineProcess("embedded", command, cpu_core=engine.core))
 
 
-async def _serve(source: Source, config: Config, load: Callable[[], Config], ready_file: Path | None) -> None:
+async def _serve(source: Source, loaded: Loaded, load: Callable[[], Loaded], ready_file: Path | None) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
     stop = asyncio.create_task(stopped.wait())
-    running = asyncio.create_task(_run(source, config, load, ready_file))
+    running = asyncio.create_task(_run(source, loaded, load, ready_file))
     await asyncio.wait([stop, running], return_when=asyncio.FIRST_COMPLETED)
     stop.cancel()
     if not running.done():
@@ -149,15 +168,22 @@ async def _serve(source: Source, config: Config, load: Callable[[], Config], rea
         click.echo("agentsched: stopped", err=True)
 
 
-async def _run(source: Source, config: Config, load: Callable[[], Config], ready_file: Path | None) -> None:
-    engine = config.engine
+async def _run(source: Source, loaded: Loaded, load: Callable[[], Loaded], ready_file: Path | None) -> None:
+    config, engine = loaded.config, loaded.config.engine
     run = {"engine": engine.kind, "capacity": engine.kv_tokens, "host_capacity": engine.host_tokens}
     async with AsyncExitStack() as stack:
         watchers = (
             [stack.enter_context(_spans(config.telemetry.otlp, source))] if config.telemetry.otlp else []
         )
         daemon = await stack.enter_async_context(
-            Daemon(source.make_engine, source.frontend, config.daemon, run=run, watchers=watchers)
+            Daemon(
+                source.make_engine,
+                source.frontend,
+                config.daemon,
+                declared=loaded.declared,
+                run=run,
+                watchers=watchers,
+            )
         )
         reload = Reload(daemon, config, load)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
@@ -186,7 +212,7 @@ def _spans(otlp: str, source: Source) -> Iterator[Watcher]:
 class Reload:
     """Reads the configuration again, and tells the daemon; called on SIGHUP."""
 
-    def __init__(self, daemon: Daemon, config: Config, load: Callable[[], Config]) -> None:
+    def __init__(self, daemon: Daemon, config: Config, load: Callable[[], Loaded]) -> None:
         self._daemon = daemon
         self._config = config
         self._load = load
@@ -197,9 +223,9 @@ class Reload:
         except ConfigError as error:
             click.echo(f"agentsched: nothing is changed: {error}", err=True)
             return
-        if kept := restart_needed(self._config, new):
+        if kept := restart_needed(self._config, new.config):
             click.echo(f"agentsched: needs a restart to change: {', '.join(kept)}", err=True)
-        self._daemon.reload(new.daemon)
+        self._daemon.reload(new.config.daemon, new.declared)
         click.echo("agentsched: the configuration is read anew", err=True)
 
 

@@ -19,6 +19,7 @@ from collections import Counter
 
 from agentsched.core import events as ev
 from agentsched.core.decisions import AnyDecision
+from agentsched.core.expiry import Expiry
 from agentsched.core.orders import Numbering, Orders
 from agentsched.core.policies.parts import Policy
 from agentsched.core.state import IllegalEvent, Program, State
@@ -67,6 +68,10 @@ class Core:
     def next_wakeup(self) -> float | None:
         """When the core wants a ``Woken`` event, monotonic seconds; None if it waits for nothing."""
         return self.policy.admission.next_review_s(self.state)
+
+    def expired(self, now: float, expiry: Expiry) -> list[str]:
+        """Programs that are taken to have ended without a word; the host closes them, ``expired``."""
+        return expiry.expired(self.state, now)
 
     def check_invariants(self) -> None:
         """Raises AssertionError if the core's own books disagree."""

@@ -17,9 +17,9 @@ import msgspec
 PROTOCOL = 1
 """Of this vocabulary and that of decisions, as engines and SDKs of other installations speak it. One more
 where what is known already changes its meaning; new events and fields do not count."""
-PROTOCOL_HEADER = "x-agentsched-protocol"
 
 LEAST_WEIGHT, MOST_WEIGHT = 1e-3, 1e3
+MOST_PRIORITY = 9
 
 KILLED = 128 + 9
 """Exit status of a tool that was killed, as for want of memory."""
@@ -39,6 +39,14 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
                 raise ValueError(f"{type(self).__name__}.{field} must not be empty")
 
 
+def _check_deadline(deadline_s: float | None, event: str) -> None:
+    if deadline_s is not None and not 0 < deadline_s < math.inf:
+        raise ValueError(
+            f"{event}.deadline_s must be finite seconds above 0, got {deadline_s!r}; "
+            "leave it out where there is no deadline"
+        )
+
+
 class Event(Value, frozen=True, kw_only=True, tag_field="event", tag=True):
     """Base of all events."""
 
@@ -53,9 +61,10 @@ class ToolCallRef(Value, frozen=True, kw_only=True):
 class ProgramOpened(Event, frozen=True, kw_only=True):
     """A program's first call is about to arrive, or its owner announced it.
 
-    ``weight``: its tenant's. ``host``: where its tools run; "", or one that is not attached, has no limits.
-    ``deadline_s``: seconds from now within which it should end, if it matters. ``parent``: the program that
-    it is a sub-agent or a fork of, if that is known.
+    ``weight`` and ``priority``: its tenant's; tenants of a higher priority are seated first. ``host``: where
+    its tools run; "", or one that is not attached, has no limits. ``deadline_s``: seconds from now within
+    which it should end, if it matters. ``parent``: the program that it is a sub-agent or a fork of, if that
+    is known. ``expected_calls``: how many calls it is said to make in all; 0: nobody says.
     """
 
     program: str
@@ -64,18 +73,30 @@ class ProgramOpened(Event, frozen=True, kw_only=True):
     host: str = ""
     deadline_s: float | None = None
     parent: str = ""
+    expected_calls: int = 0
+    priority: int = 0
 
     def __post_init__(self) -> None:
         Value.__post_init__(self)
+        if self.priority > MOST_PRIORITY:
+            raise ValueError(f"ProgramOpened.priority must be from 0 to {MOST_PRIORITY}, got {self.priority}")
         if not LEAST_WEIGHT <= self.weight <= MOST_WEIGHT:
             raise ValueError(
                 f"ProgramOpened.weight must be from {LEAST_WEIGHT} to {MOST_WEIGHT}, got {self.weight!r}"
             )
-        if self.deadline_s is not None and not 0 < self.deadline_s < math.inf:
-            raise ValueError(
-                f"ProgramOpened.deadline_s must be finite seconds above 0, got {self.deadline_s!r}; "
-                "leave it out where there is no deadline"
-            )
+        _check_deadline(self.deadline_s, "ProgramOpened")
+
+
+class ProgramAnnotated(Event, frozen=True, kw_only=True):
+    """What its owner says of a program now. ``deadline_s`` counts from now. None: says nothing new."""
+
+    program: str
+    expected_calls: int | None = None
+    deadline_s: float | None = None
+
+    def __post_init__(self) -> None:
+        Value.__post_init__(self)
+        _check_deadline(self.deadline_s, "ProgramAnnotated")
 
 
 class CallArrived(Event, frozen=True, kw_only=True):
@@ -132,12 +153,13 @@ class ToolStarted(Event, frozen=True, kw_only=True):
 
 
 class ToolProgressed(Event, frozen=True, kw_only=True):
-    """Evidence from a running tool: what it used so far and, where it tells, the share done."""
+    """Evidence from a running tool: what it used so far, where that is known, and the share done, where it
+    tells."""
 
     tool_call: str
     program: str
-    cpu_s: float
-    memory_bytes: int
+    cpu_s: float = 0.0
+    memory_bytes: int = 0
     done_fraction: float | None = None
 
 
@@ -153,9 +175,10 @@ class ToolFinished(Event, frozen=True, kw_only=True):
 
 
 class ProgramClosed(Event, frozen=True, kw_only=True):
-    """The program will make no more calls."""
+    """The program will make no more calls; ``expired``: so it is assumed, since it is silent for long."""
 
     program: str
+    expired: bool = False
 
 
 class EngineAttached(Event, frozen=True, kw_only=True):
@@ -247,6 +270,7 @@ class Woken(Event, frozen=True, kw_only=True):
 
 AnyEvent = (
     ProgramOpened
+    | ProgramAnnotated
     | CallArrived
     | CallStarted
     | FirstToken

@@ -76,6 +76,21 @@ def index_at(curve: GapCurve, elapsed_s: float) -> float:
     return value * curve[-1][0] / elapsed_s if elapsed_s > curve[-1][0] > 0 else value
 
 
+def told_ends_s(state: State, program: Program) -> list[float]:
+    """Ascending times that stand for the end of the program's gap, by what its running tools tell;
+    empty unless all of them have told something."""
+    ends_s: list[float] = []
+    for tool in program.running.values():
+        if not tool.told:
+            return []
+        durations_s = state.progress.durations_s(*tool.told[max(tool.told)])
+        if not durations_s:
+            return []
+        own_s = [tool.began_s + duration_s for duration_s in durations_s]
+        ends_s = [max(pair) for pair in zip(ends_s, own_s, strict=True)] if ends_s else own_s
+    return ends_s
+
+
 def told_curve(state: State, key: str, gaps_s: Sequence[float]) -> GapCurve:
     """The curve of a gap that ends like one of the ascending ``gaps_s``; past the last of them, that of one
     which has lasted so long."""
@@ -93,7 +108,8 @@ class _Compiled:
 
 
 class Learned:
-    """From the models that the state has learned. Curves are compiled for a key now and then: after 1,
+    """From the models that the state has learned; of how many calls are left, what its owner says counts
+    first. Curves are compiled for a key now and then: after 1,
     2, 4, 8 and then every 16 uses, since a hundred samples change little by one."""
 
     MOST_USES = 16
@@ -108,16 +124,17 @@ class Learned:
         final = state.contexts.expected_final_tokens(
             calls_done=program.calls_done, tokens_now=tokens, first_prompt_tokens=first
         )
+        stated = program.expected_calls - program.calls_done
         return Forecast(
             now_tokens=max(0, tokens - program.shared_tokens),
             growth_tokens=(final - tokens) / calls_left,
-            calls_left=calls_left,
+            calls_left=stated if stated > 0 else calls_left,
         )
 
     def gap(self, state: State, program: Program) -> GapCurve:
         """By what its running tools tell, if they do, else by what such gaps were."""
         key = program.gap_key
-        if program.gap_since_s is not None and (ends_s := state.told_ends_s(program)):
+        if program.gap_since_s is not None and (ends_s := told_ends_s(state, program)):
             return told_curve(state, key, [end_s - program.gap_since_s for end_s in ends_s])
         known = self._curves.get(key)
         if known is not None and known.uses_left > 0:

@@ -51,6 +51,9 @@ class Program:
     order: int
     opened_s: float
     weight: float = 1.0  # its tenant's
+    priority: int = 0  # its tenant's; higher ones are seated first
+    expected_calls: int = 0  # in all, as its owner says; 0: nobody says
+    heard_s: float = 0.0  # when anything was last heard of it
     due_s: float | None = None  # when it should have ended, monotonic seconds
     seat: str | None = None
     home: str | None = None  # the engine that last computed it, where its KV may still be
@@ -84,6 +87,11 @@ class Program:
     @property
     def in_gap(self) -> bool:
         return not self.calls
+
+    @property
+    def awaited(self) -> bool:
+        """Whether it is in mid-work: a tool's result is due, or its owner has announced more calls."""
+        return bool(self.gap_key) or self.calls_done < self.expected_calls
 
     @property
     def expected_context_tokens(self) -> int:

@@ -27,7 +27,17 @@ from agentsched.core.program_state import Call as Call
 from agentsched.core.program_state import Phase as Phase
 from agentsched.core.program_state import Program as Program
 from agentsched.core.program_state import RunningTool
-from agentsched.graphs.predict import ContextModel, GapModel, MemoryModel, ProgressModel, quarter
+from agentsched.graphs.predict import (
+    ContextModel,
+    GapModel,
+    MemoryModel,
+    ProgressModel,
+    ReturnModel,
+    quarter,
+)
+
+MOST_GONE = 4096
+"""Expired programs that are remembered, so that those that come back correct what was believed."""
 
 
 class IllegalEvent(Exception):
@@ -67,6 +77,8 @@ class State:
         self.memory = MemoryModel()
         self.progress = ProgressModel()
         self.contexts = ContextModel()
+        self.returns = ReturnModel()
+        self.gone: dict[str, Program] = {}  # expired in a gap, and not back yet
         self.programs_seen = 0
 
     def apply(self, now: float, event: ev.AnyEvent) -> Program | None:
@@ -74,9 +86,17 @@ class State:
 
         Raises ``IllegalEvent``, and has changed nothing then.
         """
+        subject = self._apply(now, event)
+        if subject is not None:
+            subject.heard_s = now
+        return subject
+
+    def _apply(self, now: float, event: ev.AnyEvent) -> Program | None:
         match event:
             case ev.ProgramOpened():
                 return self._open(now, event)
+            case ev.ProgramAnnotated():
+                return self._annotate(now, event)
             case ev.CallArrived():
                 return self._arrive(now, event)
             case ev.CallStarted() | ev.FirstToken() | ev.CallFinished() | ev.CallAborted():
@@ -122,20 +142,6 @@ class State:
         except KeyError:
             raise IllegalEvent(f"engine {name!r} is not attached") from None
 
-    def told_ends_s(self, program: Program) -> list[float]:
-        """Ascending times that stand for the end of the program's gap, by what its running tools tell;
-        empty unless all of them have told something."""
-        ends_s: list[float] = []
-        for tool in program.running.values():
-            if not tool.told:
-                return []
-            durations_s = self.progress.durations_s(*tool.told[max(tool.told)])
-            if not durations_s:
-                return []
-            own_s = [tool.began_s + duration_s for duration_s in durations_s]
-            ends_s = [max(pair) for pair in zip(ends_s, own_s, strict=True)] if ends_s else own_s
-        return ends_s
-
     def waiting(self) -> list[Program]:
         """Programs with a call at the gateway and no seat, in order of arrival."""
         return sorted(self.queue.values(), key=lambda p: p.order)
@@ -175,9 +181,30 @@ class State:
         self.programs_seen = order = self.programs_seen + 1
         due_s = None if event.deadline_s is None else now + event.deadline_s
         program = Program(
-            event.program, event.tenant, order, now, event.weight, due_s, host=event.host, parent=event.parent
+            name=event.program,
+            tenant=event.tenant,
+            order=order,
+            opened_s=now,
+            weight=event.weight,
+            priority=event.priority,
+            due_s=due_s,
+            host=event.host,
+            parent=event.parent,
+            expected_calls=event.expected_calls,
         )
         self.programs[event.program] = program
+        gone = self.gone.pop(event.program, None)
+        if gone is not None and gone.gap_since_s is not None:
+            self.gaps.observe(gone.gap_key, now - gone.gap_since_s)
+            self.returns.correct(gone.awaited)
+        return program
+
+    def _annotate(self, now: float, event: ev.ProgramAnnotated) -> Program:
+        program = self.program(event.program)
+        if event.expected_calls is not None:
+            program.expected_calls = event.expected_calls
+        if event.deadline_s is not None:
+            program.due_s = now + event.deadline_s
         return program
 
     def _arrive(self, now: float, event: ev.CallArrived) -> Program:
@@ -186,6 +213,7 @@ class State:
             raise IllegalEvent(f"call {event.call!r} has arrived already")
         if program.in_gap and program.gap_since_s is not None and not program.gap_is_retry:
             self.gaps.observe(program.gap_key, now - program.gap_since_s)
+            self.returns.observe(program.awaited, returned=True)
         program.gap_since_s, program.gap_is_retry = None, False
         if program.killed_bytes:  # it did not start again
             program.peaks.append(program.killed_bytes)
@@ -306,6 +334,12 @@ class State:
                 final_tokens=program.context_tokens,
                 program=program.name,
             )
+        if program.gap_since_s is not None and not program.gap_is_retry:
+            self.returns.observe(program.awaited, returned=False)
+            if event.expired:
+                self.gone[event.program] = program
+                if len(self.gone) > MOST_GONE:
+                    del self.gone[next(iter(self.gone))]
         del self.programs[event.program]
         self.unseat(program)
         return program

@@ -22,15 +22,16 @@ import msgspec
 from agentsched.core import events as ev
 from agentsched.daemon.answers import Ending, Piece, ToolCall, Usage
 from agentsched.daemon.apis.contract import Request
-from agentsched.daemon.care import PrefixCare
+from agentsched.daemon.engine_accounts import honest
 from agentsched.daemon.errors import ApiError, engine_gone, overloaded, refused
 from agentsched.daemon.gate import Gate, TurnedAway
 from agentsched.daemon.host import Host
-from agentsched.daemon.identity import Ask, Identities
+from agentsched.daemon.identity import Ask
 from agentsched.daemon.livecall import LiveCall
 from agentsched.daemon.patience import Patience
 from agentsched.daemon.programs import Programs
 from agentsched.daemon.stopping import StopStrings
+from agentsched.daemon.tenancy import Tenancy
 from agentsched.engines.contract import (
     Engine,
     EngineGone,
@@ -54,18 +55,14 @@ class Calls:
         host: Host,
         gate: Gate,
         programs: Programs,
-        identities: Identities,
         frontend: Frontend,
-        care: PrefixCare,
         patience: Patience,
     ) -> None:
         self.unavailable: ApiError | None = None
         self._host = host
         self._gate = gate
         self._programs = programs
-        self._identities = identities
         self._frontend = frontend
-        self._care = care
         self._patience = patience
         self._live: dict[tuple[str, bytes], LiveCall] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -76,33 +73,43 @@ class Calls:
 
     def join(
         self,
+        tenancy: Tenancy,
         ask: Ask,
         request: Request,
         prepared: Prepared,
         *,
+        shared_tokens: int = 0,
         deadline_s: float | None = None,
     ) -> LiveCall:
         """The call of a request: a new one, or the live one that it is a retry of. The caller is
-        attached to it until ``leave``. ``deadline_s`` is of the program, and counts where that is new.
-        Raises ``ApiError``."""
+        attached to it until ``leave``. The prompt's first ``shared_tokens`` are shared with all tenants.
+        ``deadline_s`` is of the program, and counts where that is new. Raises ``ApiError``."""
         if self.unavailable is not None:
             raise self.unavailable
         prepared = self._fitted(prepared)
-        claim = self._identities.resolve(ask)
+        claim = tenancy.identities.resolve(ask)
         if (live := self._live.get((claim.program, ask.digest))) is not None:
             live.clients += 1
             live.attached += 1
             return live
+        try:
+            tenancy.check_busy()
+        except ApiError:
+            tenancy.identities.given_up(claim)
+            raise
         call = LiveCall(
             name=uuid.uuid4().hex,
             claim=claim,
+            tenancy=tenancy,
             request=request,
             prepared=prepared,
+            shared_tokens=shared_tokens,
             arrived_s=asyncio.get_running_loop().time(),
         )
         self._live[claim.program, ask.digest] = call
-        self._identities.begun(claim)
-        self.open_program(claim.program, deadline_s, claim.parent)
+        tenancy.live += 1
+        tenancy.identities.begun(claim)
+        self.open_program(tenancy, claim.program, deadline_s=deadline_s, parent=claim.parent)
         self._arrive(call, claim.answers)
         call.task = asyncio.create_task(self._run(call), name=f"call {call.name}")
         self._tasks.add(call.task)
@@ -114,7 +121,7 @@ class Calls:
         call.attached -= 1
         if call.attached or call.ended:
             return
-        self._identities.left(call.claim)
+        call.tenancy.identities.left(call.claim)
         if call.held:
             asyncio.get_running_loop().call_later(self._patience.retry_grace_s, self._abandon, call)
         else:
@@ -124,20 +131,42 @@ class Calls:
         if call.attached == 0 and not call.ended:
             self._cancel(call, ApiError(499, "the client went away"))
 
-    def open_program(self, program: str, deadline_s: float | None = None, parent: str | None = None) -> None:
-        """Tell the core of a program that it does not know yet."""
-        if program not in self._programs.open:
-            opened = ev.ProgramOpened(program=program, deadline_s=deadline_s, parent=parent or "")
-            self._host.post(opened)
+    def open_program(
+        self,
+        tenancy: Tenancy,
+        program: str,
+        *,
+        deadline_s: float | None = None,
+        parent: str | None = None,
+        expected_calls: int = 0,
+        host: str = "",
+    ) -> bool:
+        """Tell the core of a program of the tenant's, on its terms; False if it knows it already."""
+        if program in self._programs.open:
+            return False
+        tenant = tenancy.tenant
+        return self._host.post(
+            ev.ProgramOpened(
+                program=program,
+                tenant=tenant.name,
+                weight=tenant.weight,
+                priority=tenant.priority,
+                host=host,
+                deadline_s=tenant.deadline_s if deadline_s is None else deadline_s,
+                parent=parent or "",
+                expected_calls=expected_calls,
+            )
+        )
 
-    def close_program(self, program: str) -> bool:
+    def close_program(self, program: str, *, expired: bool = False) -> bool:
         """End a program and what it still has running; False if it is not open."""
         for call in self.live:
             if call.program == program:
-                self._cancel(call, ApiError(409, f"program {program!r} was closed", code="program_closed"))
-        closed = self._host.post(ev.ProgramClosed(program=program))
+                closed = f"program {call.stated_program!r} was closed"
+                self._cancel(call, ApiError(409, closed, code="program_closed"))
+        ended = self._host.post(ev.ProgramClosed(program=program, expired=expired))
         self._gate.forget(program)
-        return closed
+        return ended
 
     def fail_all(self, error: ApiError) -> None:
         """No call can be served any more, neither those that run nor those to come."""
@@ -244,7 +273,8 @@ class Calls:
             prompt=call.prepared.prompt,
             sampling=call.prepared.sampling,
             recorded=call.prepared.recorded,
-            salt=self._programs.open[call.program].tenant,
+            salt=call.tenancy.tenant.salt,
+            shared_prefix_tokens=call.shared_tokens,
         )
         decoder = self._frontend.decoder(call.prepared)
         # A recorded answer is emitted as it was recorded, in full.
@@ -296,8 +326,8 @@ class Calls:
             call.notify()
 
     def _minted(self, call: LiveCall, tool: ToolCallText) -> ToolCall:
-        identifier = self._identities.mint(call.program, call.name)
-        self._care.spellings.keep(identifier, tool.arguments)
+        identifier = call.tenancy.identities.mint(call.program, call.name)
+        call.tenancy.spellings.keep(identifier, tool.arguments)
         return ToolCall(identifier, tool.name, tool.arguments)
 
     def _end_well(
@@ -316,7 +346,7 @@ class Calls:
             # The engine told of it what cannot be, and the core has not followed: it has to know of the end.
             self._host.post(ev.CallAborted(call=call.core_name, reason="the engine's account of it is wrong"))
         self._forget(call)
-        self._identities.answered(call.claim, "".join(piece.text for piece in call.pieces))
+        call.tenancy.identities.answered(call.claim, "".join(piece.text for piece in call.pieces))
         cut = done.output_tokens >= call.prepared.sampling.max_output_tokens and finished is not None
         if call.prepared.recorded is not None:
             cut = call.prepared.recorded_cut or done.output_tokens < len(call.prepared.recorded)
@@ -342,33 +372,10 @@ class Calls:
             self._gate.leave(call.ticket)
         self._host.post(ev.CallAborted(call=call.core_name, reason=error.message))
         self._forget(call)
-        self._identities.given_up(call.claim)
+        call.tenancy.identities.given_up(call.claim)
         call.error = error
         call.notify()
 
     def _forget(self, call: LiveCall) -> None:
         self._live.pop((call.program, call.claim.digest), None)
-
-
-def honest(call: LiveCall, told: ev.CallFinished, engine: str) -> ev.CallFinished:
-    """What the engine says of the call, in numbers that can be: clients pay by them, and policies learn."""
-    prompt_tokens = len(call.prepared.prompt)
-    right = msgspec.structs.replace(
-        told,
-        prompt_tokens=prompt_tokens,
-        cached_tokens=min(told.cached_tokens, prompt_tokens),
-        output_tokens=call.output_tokens,
-    )
-    if right != told:
-        _log.warning(
-            "engine %s tells of call %s what cannot be: %d of %d prompt tokens cached, %d out; "
-            "it has %d, and %d came out",
-            engine,
-            call.name,
-            told.cached_tokens,
-            told.prompt_tokens,
-            told.output_tokens,
-            prompt_tokens,
-            call.output_tokens,
-        )
-    return right
+        call.tenancy.live -= 1

@@ -66,13 +66,12 @@ class PrefixCare:
 
     def __init__(self, off: Collection[str] = ()) -> None:
         self.off = off
-        self.spellings = Spellings()
 
-    def tidy(self, chat: ChatRequest) -> tuple[ChatRequest, list[Change]]:
-        """The request as it shall be computed, and what was changed."""
+    def tidy(self, chat: ChatRequest, spellings: Spellings) -> tuple[ChatRequest, list[Change]]:
+        """The request as it shall be computed, and what was changed. ``spellings`` are its tenant's."""
         changes: list[Change] = []
         for name, rule in RULES.items():
-            if name not in self.off and (done := rule(chat, self.spellings)) is not None:
+            if name not in self.off and (done := rule(chat, spellings)) is not None:
                 chat = done[0]
                 changes.append(done[1])
         return chat, changes

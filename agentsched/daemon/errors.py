@@ -6,11 +6,28 @@ import math
 import re
 from collections.abc import Sequence
 
+import msgspec
+
 from agentsched.engines.contract import RequestRefused
 
 _FIELD = re.compile(r"([a-z_]+(?:[\[.][a-z0-9_\].\[]*)?): ")
 _MESSAGE = re.compile(r"^messages\[(\d+)\]")
 _TOO_LONG = re.compile(r"context|no room")
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """What went wrong, in the words of the OpenAI APIs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """The body of an answer that is an error."""
+
+    error: Fault
 
 
 class ApiError(Exception):
@@ -37,6 +54,8 @@ class ApiError(Exception):
 
     def headers(self) -> dict[str, str]:
         """Headers of the answer besides its type. ``Retry-After`` is in whole seconds, at least 1."""
+        if self.status == 401:
+            return {"WWW-Authenticate": "Bearer"}
         if self.retry_after_s is None:
             return {}
         return {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}

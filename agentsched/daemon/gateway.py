@@ -1,4 +1,4 @@
-"""The HTTP side: the APIs for agents, and what the daemon tells of itself."""
+"""The HTTP side: the APIs for agents, and the daemon's own endpoints beside them."""
 
 from __future__ import annotations
 
@@ -8,27 +8,25 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from functools import partial
 
 import msgspec
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST
+from aiohttp.typedefs import Middleware
 
-from agentsched.core import events as ev
+from agentsched.daemon.access import TENANCY, Access
 from agentsched.daemon.apis import APIS, Api, ChatCompletions, Completions, Messages, Request
 from agentsched.daemon.apis.reading import check_program, decode_object
 from agentsched.daemon.calls import Calls
 from agentsched.daemon.care import Change, PrefixCare, shared_tokens
 from agentsched.daemon.delivery import Delivery
 from agentsched.daemon.errors import ApiError, bad_field, refused
-from agentsched.daemon.host import Host
-from agentsched.daemon.httplog import one_line
-from agentsched.daemon.identity import Ask, Identities, call_digest
-from agentsched.daemon.intake import check_protocol, parse_events, take
+from agentsched.daemon.identity import Ask, call_digest
 from agentsched.daemon.livecall import LiveCall
 from agentsched.daemon.metrics import Metrics
+from agentsched.daemon.operations import Operation, read_body, routes
 from agentsched.daemon.programs import Programs
+from agentsched.daemon.sharing import SharedPrefixes
 from agentsched.daemon.signals import PROGRAM_HEADER, Origin
 from agentsched.engines.contract import RequestRefused
 from agentsched.engines.frontend import ChatRequest, Frontend, Prepared
@@ -51,18 +49,18 @@ class Gateway:
     def __init__(
         self,
         calls: Calls,
-        host: Host,
         programs: Programs,
-        identities: Identities,
+        access: Access,
+        sharing: SharedPrefixes,
         metrics: Metrics,
         frontend: Frontend,
         delivery: Delivery,
         care: PrefixCare,
     ) -> None:
         self._calls = calls
-        self._host = host
         self._programs = programs
-        self._identities = identities
+        self._access = access
+        self._sharing = sharing
         self._metrics = metrics
         self._frontend = frontend
         self._delivery = delivery
@@ -71,9 +69,11 @@ class Gateway:
         self._started_unix_s = int(time.time())
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="agentsched-tokenize")
 
-    def application(self, *, body_limit_bytes: int) -> web.Application:
-        """The aiohttp application, ready for a runner (with ``handler_cancellation``)."""
-        app = web.Application(client_max_size=body_limit_bytes, middlewares=[_errors])
+    def application(self, operations: list[Operation], *, body_limit_bytes: int) -> web.Application:
+        """The aiohttp application, ready for a runner (with ``handler_cancellation``); ``operations`` are the
+        daemon's own endpoints."""
+        middlewares: list[Middleware] = [_errors, self._admit]
+        app = web.Application(client_max_size=body_limit_bytes, middlewares=middlewares)
         for base in ("", PROGRAM_PATH):
             app.add_routes([web.post(base + api.path, partial(self._serve, api)) for api in APIS])
             app.add_routes(
@@ -84,17 +84,13 @@ class Gateway:
                     web.get(base + "/v1/models/{model:.+}", self._model),
                 ]
             )
-        app.add_routes(
-            [
-                web.post("/tokenize", self._tokenize),
-                web.get("/health", self._health),
-                web.get("/ready", self._ready),
-                web.get("/metrics", self._show_metrics),
-                web.post("/agentsched/events", self._events),
-                web.get("/agentsched/programs", self._show_programs),
-            ]
-        )
+        app.add_routes([web.post("/tokenize", self._tokenize), *routes(operations)])
         return app
+
+    @web.middleware
+    async def _admit(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        self._access.admit(request)
+        return await handler(request)
 
     def close(self) -> None:
         """End the tokenizing thread."""
@@ -105,8 +101,10 @@ class Gateway:
     # Calls of agents
 
     async def _serve(self, api: Api, http: web.Request) -> web.StreamResponse:
-        request = api.read(await _body(http))
-        chat, changes = self._care.tidy(request.chat)
+        tenancy = http[TENANCY]
+        tenancy.charge(time.monotonic())
+        request = api.read(await read_body(http))
+        chat, changes = self._care.tidy(request.chat, tenancy.spellings)
         for field, stated in (
             (PROGRAM_HEADER, http.headers.get(PROGRAM_HEADER)),
             ("program_id", request.raw.get("program_id")),
@@ -114,16 +112,17 @@ class Gateway:
             if stated is not None:
                 check_program(stated, field)
         deadline_s = _deadline_s(http.headers.get(DEADLINE_HEADER))
-        prepared = await self._prepare(chat, request.fields)
+        prepared, shared = await self._prepare(chat, request.fields)
         ask = Ask(
             chat=chat,
             digest=call_digest(chat, request.stop),
             origin=_origin(http, request),
             retry=http.headers.get(_RETRY_HEADER, "0") != "0",
         )
-        call = self._calls.join(ask, request, prepared, deadline_s=deadline_s)
+        call = self._calls.join(tenancy, ask, request, prepared, shared_tokens=shared, deadline_s=deadline_s)
         try:
             if call.clients > 1:
+                tenancy.refund()
                 self._metrics.retry_attached()
             else:
                 self._metrics.identified(call.claim.known_by)
@@ -135,10 +134,15 @@ class Gateway:
         finally:
             self._calls.leave(call)
 
-    async def _prepare(self, chat: ChatRequest, fields: Sequence[str] = ()) -> Prepared:
-        loop = asyncio.get_running_loop()
+    async def _prepare(self, chat: ChatRequest, fields: Sequence[str] = ()) -> tuple[Prepared, int]:
+        """The request in tokens, and how many of these at the beginning are shared with all tenants."""
+
+        def prepare() -> tuple[Prepared, int]:
+            prepared = self._frontend.prepare(chat)
+            return prepared, self._sharing.tokens(chat.model, prepared.prompt)
+
         try:
-            return await loop.run_in_executor(self._tokenizing, self._frontend.prepare, chat)
+            return await asyncio.get_running_loop().run_in_executor(self._tokenizing, prepare)
         except RequestRefused as error:
             raise refused(error, fields) from error
 
@@ -154,7 +158,7 @@ class Gateway:
     async def _gained(self, call: LiveCall, change: Change) -> None:
         try:
             cached_tokens = (await call.end()).usage.cached_tokens
-            without = await self._prepare(change.without)
+            without, _ = await self._prepare(change.without)
         except ApiError:
             return  # there is no answer to count, or none would be without the rule
         gained = cached_tokens - shared_tokens(without.prompt, call.prepared.prompt)
@@ -162,19 +166,23 @@ class Gateway:
 
     # Tokens and models
 
-    async def _prepare_tidy(self, request: Request) -> Prepared:
-        return await self._prepare(self._care.tidy(request.chat)[0], request.fields)
+    async def _prepare_tidy(self, http: web.Request, request: Request) -> Prepared:
+        chat, _ = self._care.tidy(request.chat, http[TENANCY].spellings)
+        prepared, _ = await self._prepare(chat, request.fields)
+        return prepared
 
     async def _count_tokens(self, http: web.Request) -> web.Response:
         """What a prompt in the form of the Anthropic API would take."""
-        prepared = await self._prepare_tidy(Messages().read(await _body(http), counting=True))
+        http[TENANCY].charge(time.monotonic())
+        prepared = await self._prepare_tidy(http, Messages().read(await read_body(http), counting=True))
         return _json(msgspec.json.encode({"input_tokens": len(prepared.prompt)}))
 
     async def _tokenize(self, http: web.Request) -> web.Response:
         """The tokens of a prompt as ``/v1/completions`` or ``/v1/chat/completions`` would take it."""
-        body = {"model": self._frontend.models()[0]} | decode_object(await _body(http))
+        http[TENANCY].charge(time.monotonic())
+        body = {"model": self._frontend.models()[0]} | decode_object(await read_body(http))
         api = Completions() if "prompt" in body else ChatCompletions()
-        prepared = await self._prepare_tidy(api.read(msgspec.json.encode(body)))
+        prepared = await self._prepare_tidy(http, api.read(msgspec.json.encode(body)))
         told = {
             "count": len(prepared.prompt),
             "max_model_len": self._calls.room_tokens,
@@ -202,47 +210,10 @@ class Gateway:
             return {"type": "model", "id": name, "display_name": name, "created_at": created}
         return {"id": name, "object": "model", "created": self._started_unix_s, "owned_by": "agentsched"}
 
-    # What the daemon tells, and what it is told
-
     async def _root(self, http: web.Request) -> web.Response:
         return web.Response(
             text="agentsched: the OpenAI APIs are at /v1, the Anthropic API at /v1/messages\n"
         )
-
-    async def _health(self, http: web.Request) -> web.Response:
-        """200 while an engine is attached."""
-        engines = sorted(self._host.engines)
-        body = {"status": "ok" if engines else "no engine", "engines": engines}
-        return _json(msgspec.json.encode(body), status=200 if engines else 503)
-
-    async def _ready(self, http: web.Request) -> web.Response:
-        """200 while calls are taken: not when it shuts down, nor without an engine."""
-        unavailable = self._calls.unavailable
-        if unavailable is None and not self._host.engines:
-            unavailable = ApiError(503, "no engine")
-        body = {"status": "ready" if unavailable is None else unavailable.message}
-        return _json(msgspec.json.encode(body), status=200 if unavailable is None else 503)
-
-    async def _show_metrics(self, http: web.Request) -> web.Response:
-        return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    async def _events(self, http: web.Request) -> web.Response:
-        check_protocol(http.headers.get(ev.PROTOCOL_HEADER))
-        events = parse_events(await _body(http), self._owner)
-        ignored = take(events, self._calls, self._host)
-        return _json(msgspec.json.encode({"accepted": len(events) - ignored, "ignored": ignored}))
-
-    def _owner(self, tool_call: str) -> str | None:
-        minted = self._identities.minted(tool_call)
-        return minted.program if minted else None
-
-    async def _show_programs(self, http: web.Request) -> web.Response:
-        now = time.monotonic()
-        programs = [
-            asdict(view) | {"state": view.state, "tools": sorted(view.tools), "now_s": now}
-            for view in self._programs.open.values()
-        ]
-        return _json(msgspec.json.encode({"programs": programs}))
 
 
 def _origin(http: web.Request, request: Request) -> Origin:
@@ -250,16 +221,10 @@ def _origin(http: web.Request, request: Request) -> Origin:
     return Origin(headers=headers, body=request.raw, path=http.match_info.get("program"))
 
 
-async def _body(http: web.Request) -> bytes:
-    try:
-        return await http.read()
-    except web.RequestPayloadError as error:
-        raise ApiError(400, f"the body cannot be read: {one_line(error)}", code="invalid_body") from error
-
-
 @web.middleware
 async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
     """Every failure in the format of the API that the client speaks."""
+    allowed: str | None = None
     try:
         return await handler(request)
     except ApiError as error:
@@ -270,12 +235,14 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
         if error.status < 400:
             raise
         failed = ApiError(error.status, f"{request.method} {request.path}: {error.reason}")
+        allowed = error.headers.get("Allow")
     except Exception:
         _log.exception("%s %s failed", request.method, request.path)
         failed = ApiError(500, "internal error of the daemon; its log has more", kind="server_error")
     anthropic = Messages.path in request.path or _ANTHROPIC_HEADER in request.headers
     api: Api = Messages() if anthropic else ChatCompletions()
-    return _json(api.error(failed), status=failed.status, headers=failed.headers())
+    headers = failed.headers() | ({} if allowed is None else {"Allow": allowed})
+    return _json(api.error(failed), status=failed.status, headers=headers)
 
 
 def _deadline_s(stated: str | None) -> float | None:
@@ -293,7 +260,7 @@ def _deadline_s(stated: str | None) -> float | None:
 
 
 def _names(call: LiveCall) -> dict[str, str]:
-    return {PROGRAM_HEADER: call.program, CALL_HEADER: call.name}
+    return {PROGRAM_HEADER: call.stated_program, CALL_HEADER: call.name}
 
 
 def _json(body: bytes, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

@@ -17,6 +17,7 @@ from typing import Protocol
 from agentsched.core import decisions as de
 from agentsched.core import events as ev
 from agentsched.core.core import Core
+from agentsched.core.expiry import Expiry
 from agentsched.core.state import IllegalEvent, Phase
 from agentsched.daemon.eventlog import EventLog
 from agentsched.daemon.gate import Gate
@@ -108,6 +109,10 @@ class Host:
             link.close()
             self._gate.lost(engine.name)
             self.post(ev.EngineLost(engine=engine.name))
+
+    def expired(self, expiry: Expiry) -> list[str]:
+        """Programs that are taken to have ended without a word, by now."""
+        return self._core.expired(self._clock(), expiry)
 
     def close(self) -> None:
         """Stop the clock and the senders, and end the log."""

@@ -113,18 +113,20 @@ class _Found:
 
 
 class Identities:
-    """Knows programs by what their calls say. ``remembered`` bounds each of its tables; only signals
-    of ``kinds`` are believed."""
+    """Knows the programs of one tenant by what their calls say. All their names begin with ``scope``.
+    ``remembered`` bounds each of its tables; only signals of ``kinds`` are believed."""
 
     def __init__(
         self,
+        scope: str = "",
         *,
         remembered: int = 50_000,
         kinds: Collection[str] = KINDS,
         new_program: Callable[[], str] = lambda: str(uuid.uuid4()),
     ) -> None:
         self._kinds = frozenset(kinds)
-        self._new_program = new_program
+        self._scope = scope
+        self._make_name = new_program
         self._minted: Recent[str, Minted] = Recent(remembered)
         self._conversations = Conversations(remembered)
         self._profiles: Recent[str, _Profile] = Recent(remembered)
@@ -168,6 +170,10 @@ class Identities:
             side=side,
             turn=None if side else found.turn,
         )
+
+    def new_name(self) -> str:
+        """For a program that nobody has named."""
+        return self._scope + self._make_name()
 
     def begun(self, claim: Claim) -> None:
         """A call of this claim is live now."""
@@ -231,7 +237,7 @@ class Identities:
 
     def _find(self, ask: Ask, talk: Talk, ids: list[str], by_id: str) -> _Found:
         scope = None
-        for signal in read(ask.origin, self._kinds):
+        for signal in read(ask.origin, self._kinds, self._scope):
             if not signal.scope:
                 return _Found(signal.program, signal.kind, signal.parent)
             scope = scope or signal
@@ -282,7 +288,7 @@ class Identities:
         known = self._profiles.get(program)
         if known is not None and known.tools and not ask.chat.tools:
             return _Found(program, known_by)  # a side request in between
-        return _Found(self._new_program(), "fork", parent=program)
+        return _Found(self.new_name(), "fork", parent=program)
 
     def _in_scope(self, ask: Ask, talk: Talk, scope: Signal, members: Sequence[str]) -> _Found:
         """No conversation of the run is continued: a side request, a rewritten history, or a new agent."""
@@ -300,7 +306,7 @@ class Identities:
         if idle:
             return _Found(idle[0], scope.kind)
         parents = [m for m in members if self._waits(m)]
-        return _Found(self._new_program(), scope.kind, parent=parents[-1] if parents else main)
+        return _Found(self.new_name(), scope.kind, parent=parents[-1] if parents else main)
 
     def _waits(self, program: str) -> bool:
         """Whether a tool call of its last answer is still without a result: a sub-agent may be running."""
@@ -329,7 +335,7 @@ class Identities:
         elif ask.retry and len(opening) == 1:
             return _Found(opening[0], "retry")
         else:
-            program = scope.program if scope else self._new_program()
+            program = scope.program if scope else self.new_name()
         if program not in opening:
             opening.append(program)
         return _Found(program, "new")

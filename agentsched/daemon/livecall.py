@@ -10,6 +10,7 @@ from agentsched.daemon.apis.contract import Request
 from agentsched.daemon.errors import ApiError
 from agentsched.daemon.gate import Ticket
 from agentsched.daemon.identity import Claim
+from agentsched.daemon.tenancy import Tenancy
 from agentsched.engines.frontend import Prepared
 
 
@@ -17,12 +18,14 @@ from agentsched.engines.frontend import Prepared
 class LiveCall:
     """``pieces`` is the answer so far; then either ``ending`` or ``error`` is set, and nothing changes
     any more. ``delivered``: some of it has left for a client. ``clients`` have asked for it so far, and
-    ``attached`` of them still wait."""
+    ``attached`` of them still wait. The first ``shared_tokens`` of its prompt are no secret."""
 
     name: str
     claim: Claim
+    tenancy: Tenancy
     request: Request
     prepared: Prepared
+    shared_tokens: int
     arrived_s: float
     clients: int = 1
     attached: int = 1
@@ -41,6 +44,11 @@ class LiveCall:
     @property
     def program(self) -> str:
         return self.claim.program
+
+    @property
+    def stated_program(self) -> str:
+        """What its client calls the program."""
+        return self.tenancy.outside(self.claim.program)
 
     @property
     def usage(self) -> Usage:

@@ -1,4 +1,4 @@
-"""What the daemon itself knows of live programs: for people, for metrics, and to see who is idle.
+"""What the daemon itself knows of live programs: for people and for metrics.
 
 A watcher of the same events and decisions that the core handles; it decides nothing.
 """
@@ -7,23 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from agentsched.core import decisions as de
 from agentsched.core import events as ev
 
-SILENT_TOOL_FACTOR = 4
-"""A tool that said nothing for so many idle limits is taken for dead: its reporter is gone."""
-
 
 @dataclass(slots=True)
 class ProgramView:
-    """One open program. Times are monotonic seconds, tokens as last reported."""
+    """One open program. Times are monotonic seconds, tokens as last reported; ``number`` counts openings."""
 
     program: str
     tenant: str
+    number: int
     opened_s: float
     active_s: float
     parent: str = ""
+    expected_calls: int = 0
+    due_s: float | None = None
     engine: str | None = None
     calls: dict[str, str] = field(default_factory=dict)  # live call -> waiting, sent, running, decoding
     tools: dict[str, float] = field(default_factory=dict)  # running tool call -> when last heard of
@@ -34,8 +35,8 @@ class ProgramView:
     why: str = ""
 
     @property
-    def state(self) -> str:
-        """What it does now: ``waiting``, ``running``, ``tool`` or ``idle``."""
+    def state(self) -> Literal["waiting", "running", "tool", "idle"]:
+        """What it does now."""
         if any(phase != "waiting" for phase in self.calls.values()):
             return "running"
         if self.calls:
@@ -49,6 +50,7 @@ class Programs:
     def __init__(self) -> None:
         self.open: dict[str, ProgramView] = {}
         self._calls: dict[str, ProgramView] = {}
+        self._opened = 0
 
     def observe(self, now: float, event: ev.AnyEvent, decided: Iterable[de.AnyDecision]) -> None:
         """Follow one event that the core has handled, and what it decided."""
@@ -59,16 +61,9 @@ class Programs:
             elif isinstance(decision, de.Pause):
                 self._place(decision.program, None, decision.reason)
 
-    def idle(self, now: float, limit_s: float) -> list[str]:
-        """Programs that for ``limit_s`` have had no call, no running tool and no word from anyone."""
-        found = []
-        for view in self.open.values():
-            heard_s = max(
-                [view.active_s, *(s + (SILENT_TOOL_FACTOR - 1) * limit_s for s in view.tools.values())]
-            )
-            if not view.calls and now - heard_s >= limit_s:
-                found.append(view.program)
-        return found
+    def of(self, tenant: str) -> list[ProgramView]:
+        """The tenant's, in order of opening."""
+        return [view for view in self.open.values() if view.tenant == tenant]
 
     def _place(self, program: str, engine: str | None, reason: str) -> None:
         if (view := self.open.get(program)) is None:
@@ -80,7 +75,14 @@ class Programs:
     def _follow(self, now: float, event: ev.AnyEvent) -> None:
         match event:
             case ev.ProgramOpened():
-                self.open[event.program] = ProgramView(event.program, event.tenant, now, now, event.parent)
+                self._open(now, event)
+            case ev.ProgramAnnotated():
+                view = self.open[event.program]
+                view.active_s = now
+                if event.expected_calls is not None:
+                    view.expected_calls = event.expected_calls
+                if event.deadline_s is not None:
+                    view.due_s = now + event.deadline_s
             case ev.ProgramClosed():
                 self.open.pop(event.program, None)
             case ev.CallArrived():
@@ -108,6 +110,19 @@ class Programs:
                 self._held(event)
             case ev.EngineAttached() | ev.HostAttached() | ev.HostLost() | ev.Woken():
                 pass
+
+    def _open(self, now: float, event: ev.ProgramOpened) -> None:
+        self._opened += 1
+        self.open[event.program] = ProgramView(
+            program=event.program,
+            tenant=event.tenant,
+            number=self._opened,
+            opened_s=now,
+            active_s=now,
+            parent=event.parent,
+            expected_calls=event.expected_calls,
+            due_s=None if event.deadline_s is None else now + event.deadline_s,
+        )
 
     def _end(self, now: float, event: ev.CallFinished | ev.CallAborted) -> None:
         view = self._calls.pop(event.call)

@@ -14,9 +14,14 @@ from aiohttp import web
 from agentsched import __version__
 from agentsched.core import Core, make_policy
 from agentsched.core import events as ev
+from agentsched.core.expiry import Expiry
 from agentsched.core.log import Header
+from agentsched.daemon.access import Access, is_loopback
+from agentsched.daemon.accounts import Accounts, Declared
+from agentsched.daemon.admin_api import AdminApi
 from agentsched.daemon.calls import Calls
 from agentsched.daemon.care import PrefixCare
+from agentsched.daemon.charges import ChargesMeter
 from agentsched.daemon.delivery import Delivery
 from agentsched.daemon.errors import ApiError, engine_gone
 from agentsched.daemon.eventlog import EventLog
@@ -27,10 +32,16 @@ from agentsched.daemon.httplog import http_log
 from agentsched.daemon.identity import Identities
 from agentsched.daemon.listening import listen, url_of
 from agentsched.daemon.metrics import Metrics
+from agentsched.daemon.openapi import document
+from agentsched.daemon.operations import Operation
 from agentsched.daemon.patience import Patience
 from agentsched.daemon.programs import Programs
+from agentsched.daemon.programs_api import ProgramsApi
 from agentsched.daemon.settings import Settings
+from agentsched.daemon.sharing import SharedPrefixes
+from agentsched.daemon.status_api import StatusApi
 from agentsched.daemon.supervisor import Supervisor
+from agentsched.daemon.tenancy import Tenancies
 from agentsched.engines.contract import Engine, EngineGone
 from agentsched.engines.frontend import Frontend
 
@@ -40,12 +51,25 @@ _EPOCH = 1  # engines live and die with their daemon, so no orders of an earlier
 _SHUTDOWN_RETRY_S = 5.0
 
 
+class NoKeys(Exception):
+    """Others than this machine could call, and nothing would tell who they are."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"there are no API keys, so that only this machine may call: {host!r} is open to others. Make "
+            "keys ('agentsched key new TENANT', 'agentsched key new --admin') and give the file with them as "
+            "--tenants FILE, or serve on 127.0.0.1"
+        )
+
+
 class Daemon:
     """One gateway. ``async with`` starts it and stops it in order; ``wait`` says when it cannot go on.
 
-    ``make_engine`` is called for each life of the engine; ``identities`` says whose a call is; ``run`` goes
-    into the event log's header; ``watchers`` see what the core handles. Entering raises ``OSError`` if the
-    address or the log cannot be used, and ``EngineGone`` if the engine does not start.
+    ``make_engine`` is called for each life of the engine; ``make_identities``, with what the names of a
+    tenant's programs begin with, for each tenant; ``declared`` are tenants and keys; ``run`` goes into the
+    event log's header; ``watchers`` see what the core handles. Entering raises ``OSError`` if the address or
+    the log cannot be used, ``NoKeys`` if others than this machine could call without a key, and
+    ``EngineGone`` if the engine does not start.
     """
 
     def __init__(
@@ -53,15 +77,19 @@ class Daemon:
         make_engine: Callable[[], Engine],
         frontend: Frontend,
         settings: Settings,
-        identities: Identities | None = None,
+        make_identities: Callable[[str], Identities] = Identities,
+        accounts: Accounts | None = None,
         *,
+        declared: Declared | None = None,
         run: Mapping[str, str | int | float] | None = None,
         watchers: Sequence[Watcher] = (),
     ) -> None:
         self._settings = settings
         self._make_engine = make_engine
         self._frontend = frontend
-        self._identities = identities or Identities()
+        self._make_identities = make_identities
+        self.accounts = accounts or Accounts()
+        self._declared = declared or Declared()
         self._run = dict(run or {})
         self._watchers = watchers
         self._stack = contextlib.AsyncExitStack()
@@ -86,8 +114,12 @@ class Daemon:
     ) -> None:
         await self._stack.aclose()
 
-    def reload(self, settings: Settings) -> None:
-        """Take over what may change while it runs (``settings.LIVE``); the rest stays as it is."""
+    def reload(self, settings: Settings, declared: Declared | None = None) -> None:
+        """Take over what may change while it runs (``settings.LIVE``); the rest stays as it is. ``declared``:
+        tenants and keys as they are now."""
+        if declared is not None:
+            self.accounts.declare(declared)
+            self._shared.declare(declared.shared_prefixes)
         if settings.observe != self._settings.observe:
             self._host.post(ev.PolicyEngaged(engaged=not settings.observe))
         self._settings = settings
@@ -104,7 +136,14 @@ class Daemon:
         core = Core(make_policy(settings.policy), epoch=_EPOCH)
         # Before anything slow, so that a port or a log that cannot be had is known at once. Who connects
         # before the engine is ready waits in the socket's queue.
+        self.accounts.declare(self._declared)
         listening = stack.enter_context(listen(settings))
+        if (
+            settings.socket is None
+            and not self.accounts.locked
+            and not is_loopback(listening.getsockname()[0])
+        ):
+            raise NoKeys(settings.host)
         self.url = url_of(listening)
         log = self._open_log()
         self._assemble(core, log)
@@ -120,7 +159,7 @@ class Daemon:
         ready.cancel()
         if self._supervision.done():
             self._supervision.result()
-        app = self._gateway.application(body_limit_bytes=settings.body_limit_bytes)
+        app = self._gateway.application(self._operations, body_limit_bytes=settings.body_limit_bytes)
         # A handler is cancelled when its client goes away: that is how calls learn of it.
         runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0, logger=http_log()
@@ -150,29 +189,38 @@ class Daemon:
         self._programs = Programs()
         metrics = Metrics(self._programs)
         gate = Gate()
-        self._host = Host(core, gate, watchers=[self._programs, metrics, *self._watchers], log=log)
-        identities = self._identities
+        meter = ChargesMeter(self.accounts.charges, self.accounts.slo_ttft_s)
+        self._host = Host(core, gate, watchers=[self._programs, metrics, meter, *self._watchers], log=log)
+        tenancies = Tenancies(self.accounts, self._make_identities)
         self._care = PrefixCare(settings.no_care)
         self._patience = Patience.of(settings)
+        self._shared = SharedPrefixes(self._declared.shared_prefixes, self._frontend)
         self._calls = Calls(
             self._host,
             gate,
             self._programs,
-            identities,
             self._frontend,
-            self._care,
             self._patience,
         )
         self._gateway = Gateway(
             self._calls,
-            self._host,
             self._programs,
-            identities,
+            Access(self.accounts, tenancies),
+            self._shared,
             metrics,
             self._frontend,
             Delivery(self._patience),
             self._care,
         )
+        self._operations = self._own(tenancies, metrics, meter)
+
+    def _own(self, tenancies: Tenancies, metrics: Metrics, meter: ChargesMeter) -> list[Operation]:
+        """The daemon's own endpoints."""
+        calls, programs, accounts = self._calls, self._programs, self.accounts
+        of_programs = ProgramsApi(calls, self._host, programs, accounts, meter)
+        of_admins = AdminApi(accounts, tenancies, calls, programs, meter, of_programs)
+        of_all = StatusApi(calls, self._host, metrics, lambda: document(self._operations))
+        return [*of_all.operations(), *of_programs.operations(), *of_admins.operations()]
 
     async def _supervise(self, supervisor: Supervisor) -> None:
         try:
@@ -182,13 +230,14 @@ class Daemon:
             raise
 
     async def _sweep(self) -> None:
-        """Close programs that nobody has been heard of for long."""
+        """Close programs that are not likely to be heard of again."""
         while True:
-            limit_s = self._settings.idle_close_s
-            await asyncio.sleep(min(10.0, limit_s / 4))
-            for program in self._programs.idle(time.monotonic(), limit_s):
-                _log.info("program %s is closed: idle for %g s", program, limit_s)
-                self._calls.close_program(program)
+            settings = self._settings
+            expiry = Expiry(floor_s=settings.idle_floor_s, ceiling_s=settings.idle_close_s)
+            await asyncio.sleep(min(10.0, settings.idle_floor_s / 4, settings.idle_close_s / 4))
+            for program in self._host.expired(expiry):
+                _log.info("program %s is closed: it is silent for long", program)
+                self._calls.close_program(program, expired=True)
 
     async def _drain(self) -> None:
         """Let calls that are nearly done end, and tell the others."""

@@ -58,14 +58,28 @@ class Settings(Section, frozen=True, kw_only=True):
             extra=LIVE,
         ),
     ] = 600.0
+    tenants: Annotated[
+        Path | None,
+        Meta(
+            description="TOML file of tenants, hashes of their API keys, and shared prefixes "
+            "(docs/gateway.md); agentsched key new makes keys. Without keys, only 127.0.0.1 and the like "
+            "are served. A reload reads it again.",
+            extra=LIVE,
+        ),
+    ] = None
+    idle_floor_s: Annotated[
+        float,
+        Meta(description="Seconds of silence before which no program counts as ended.", gt=0, extra=LIVE),
+    ] = 60.0
     idle_close_s: Annotated[
         float,
         Meta(
-            description="Seconds without a call or a running tool after which a program counts as ended.",
+            description="Seconds without a call or a running tool after which a program counts as ended in "
+            "any case; before, it does once a return is improbable by what was seen of others.",
             gt=0,
             extra=LIVE,
         ),
-    ] = 900.0
+    ] = 3600.0
     ping_s: Annotated[
         float,
         Meta(description="Seconds between signs of life on a stream that waits.", gt=0, extra=LIVE),

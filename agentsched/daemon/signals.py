@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -27,6 +27,8 @@ KINDS = (
 """All signals, the strongest first. The last two are read from the conversation (``identity.py``)."""
 
 MOST_CHARS = 256
+RESERVED = "//"
+"""No name that a client states begins so: the daemon tells tenants apart by it (``tenancy.py``)."""
 
 _SESSION = re.compile(r"(?:x-)?(?:(.+?)-)?session-id")
 _AGENT = re.compile(r"(?:x-)?(?:.+-)?agent-id")
@@ -56,8 +58,15 @@ class Signal:
     scope: bool = False
 
 
-def read(origin: Origin, kinds: Collection[str] = KINDS) -> Iterator[Signal]:
-    """The signals of a request that are among ``kinds``, the strongest first."""
+def read(origin: Origin, kinds: Collection[str] = KINDS, scope: str = "") -> Iterator[Signal]:
+    """The signals of a request that are among ``kinds``, the strongest first. ``scope`` is put before the
+    names of programs."""
+    for signal in _read(origin, kinds):
+        parent = None if signal.parent is None else scope + signal.parent
+        yield replace(signal, program=scope + signal.program, parent=parent)
+
+
+def _read(origin: Origin, kinds: Collection[str]) -> Iterator[Signal]:
     for reader in (_stated, _claude_code, _codex, _session_header, _dynamo_field, _sglang_field):
         if (signal := reader(origin)) is not None and signal.kind in kinds:
             yield signal
@@ -68,9 +77,13 @@ def read(origin: Origin, kinds: Collection[str] = KINDS) -> Iterator[Signal]:
         yield Signal("path", path, scope=True)
 
 
+def usable(name: str) -> bool:
+    """Whether a program may be called so: names travel in headers, labels and logs."""
+    return 0 < len(name) <= MOST_CHARS and name.isprintable() and not name.startswith(RESERVED)
+
+
 def _id(value: Any) -> str | None:
-    usable = isinstance(value, str) and 0 < len(value) <= MOST_CHARS and value.isprintable()
-    return value if usable else None
+    return value if isinstance(value, str) and usable(value) else None
 
 
 def _named(family: str, *ids: str | None) -> str:

@@ -1,6 +1,6 @@
 """Predictors learned online, for the scheduling core: how long gaps last, how far programs grow, and
-what memory their tools need (``memory``), and when tools end that tell of
-their progress (``progress``).
+what memory their tools need (``memory``), when tools end that tell of
+their progress (``progress``), and whether silent programs come back (``returns``).
 
 They take plain values and answer in a bounded number of steps (samples are capped, queries bisect),
 so the core may ask at every event. They are deterministic, and start with stated priors.
@@ -29,6 +29,7 @@ from typing import NamedTuple
 from agentsched.graphs.growth import ContextModel
 from agentsched.graphs.memory import OWN_PEAKS, MemoryModel
 from agentsched.graphs.progress import ProgressModel, quarter
+from agentsched.graphs.returns import ReturnModel
 from agentsched.graphs.samples import LARGEST, LONGEST_KEY, Window, amount, keys_of
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "GapModel",
     "MemoryModel",
     "ProgressModel",
+    "ReturnModel",
     "quarter",
 ]
 
@@ -131,6 +133,17 @@ class GapModel:
             weight += source.weight * (len(source.samples) - source.first)
             returned += source.weight * max(0, bisect_right(source.samples, tau_s) - source.first)
         return min(1.0, returned / weight)
+
+    def survival(self, tool: str, elapsed_s: float) -> float:
+        """P(gap > elapsed), above 0: past the longest known gap one sample's worth is in the Pareto tail."""
+        amount("elapsed_s", elapsed_s)
+        weight = beyond = longest_s = 0.0
+        for source in self._sources(tool, 0.0):
+            weight += source.weight * len(source.samples)
+            beyond += source.weight * (len(source.samples) - bisect_right(source.samples, elapsed_s))
+            longest_s = max(longest_s, source.samples[-1])
+        tail = 1.0 if elapsed_s <= longest_s else (longest_s / elapsed_s) ** TAIL_INDEX
+        return (beyond + tail) / (weight + 1.0)
 
     def mean_remaining_s(self, tool: str, elapsed_s: float) -> float:
         """E[gap - elapsed | gap > elapsed]."""

@@ -10,7 +10,8 @@
 >>> run()
 (3, ['x-agentsched-program'])
 
-Events go to the daemon at ``AGENTSCHED_URL``; without one the decorators do nothing else.
+Events go to the daemon at ``AGENTSCHED_URL``, with the API key ``AGENTSCHED_API_KEY`` where it has keys;
+without a daemon the decorators do nothing else.
 """
 
 from agentsched.sdk.clients import instrument

@@ -50,11 +50,21 @@ def headers() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def program(name: str, *, id: str | None = None) -> Iterator[Program]:
-    """Run a block as one program; ``id`` defaults to a fresh one."""
+def program(
+    name: str, *, id: str | None = None, expected_calls: int = 0, deadline_s: float | None = None
+) -> Iterator[Program]:
+    """Run a block as one program; ``id`` defaults to a fresh one. What is known beforehand helps to schedule
+    it: ``expected_calls`` in all (0: not known), and the seconds from now within which it should end."""
     opened = Program(id or f"{name}-{uuid.uuid4().hex[:12]}", name, _program.get())
     token = _program.set(opened)
-    reporter().report(ProgramOpened(program=opened.id))
+    reporter().report(
+        ProgramOpened(
+            program=opened.id,
+            parent=opened.parent.id if opened.parent else "",
+            expected_calls=expected_calls,
+            deadline_s=deadline_s,
+        )
+    )
     try:
         yield opened
     finally:

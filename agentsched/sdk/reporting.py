@@ -1,9 +1,10 @@
 """Sends what agents and tools do to the daemon, without making them wait.
 
-Events go to ``POST {AGENTSCHED_URL}/agentsched/events`` from one background thread, in order, in
-small batches. The queue is bounded: when the daemon is away or slow, the newest events are dropped
-and that is said once. With no daemon configured nothing is sent, no thread is started, and that is
-said once too: an agent must run as well without the daemon as with it.
+Events go to ``POST {AGENTSCHED_URL}/agentsched/v1/events`` from one background thread, in order, in small
+batches. The queue is bounded: when the daemon is away or slow, the newest events are dropped and that is
+said once. With no daemon configured nothing is sent, no thread is started, and that is said once too: an
+agent must run as well without the daemon as with it. A daemon that has API keys is told the one in
+``AGENTSCHED_API_KEY``, the same that the agent's calls are made with.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from typing import Final
 
 import msgspec
 
-from agentsched.core.events import PROTOCOL, PROTOCOL_HEADER, AnyEvent
+from agentsched.core.events import PROTOCOL, AnyEvent
 
 QUEUE_LIMIT: Final = 10_000
 BATCH_LIMIT: Final = 256
 SEND_TIMEOUT_S: Final = 5.0
 CLOSE_TIMEOUT_S: Final = 2.0
+KEY_VARIABLE: Final = "AGENTSCHED_API_KEY"
 
 _log = logging.getLogger("agentsched.sdk")
 # The daemon is a neighbour: a proxy that is set for the outside world would only lose the events.
@@ -39,9 +41,12 @@ class _Flush(threading.Event):
 class Reporter:
     """Reports events to one daemon. Thread-safe; ``report`` never blocks and never raises."""
 
-    def __init__(self, url: str | None) -> None:
-        """``url``: the daemon's base address, or None to report nothing."""
+    def __init__(self, url: str | None, key: str | None = None) -> None:
+        """``url``: the daemon's base address, or None to report nothing; ``key``: the tenant's API key."""
         self.url = url.rstrip("/") if url else None
+        self._headers = {"Content-Type": "application/json"}
+        if key:
+            self._headers["Authorization"] = f"Bearer {key}"
         self._queue: queue.Queue[AnyEvent | _Flush] = queue.Queue(QUEUE_LIMIT)
         self._start = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -103,9 +108,9 @@ class Reporter:
         if not batch:
             return
         request = urllib.request.Request(
-            f"{self.url}/agentsched/events",
-            data=msgspec.json.encode({"events": batch}),
-            headers={"Content-Type": "application/json", PROTOCOL_HEADER: str(PROTOCOL)},
+            f"{self.url}/agentsched/v1/events",
+            data=msgspec.json.encode({"events": batch, "protocol": PROTOCOL}),
+            headers=self._headers,
         )
         try:
             with _opener.open(request, timeout=SEND_TIMEOUT_S) as answer:
@@ -131,7 +136,8 @@ def reporter() -> Reporter:
     """This process's reporter, by ``AGENTSCHED_URL``; a forked child gets one of its own."""
     global _reporter, _reporter_pid
     if _reporter is None or _reporter_pid != os.getpid():
-        _reporter, _reporter_pid = Reporter(os.environ.get("AGENTSCHED_URL") or None), os.getpid()
+        url, key = os.environ.get("AGENTSCHED_URL") or None, os.environ.get(KEY_VARIABLE)
+        _reporter, _reporter_pid = Reporter(url, key), os.getpid()
     return _reporter
 
 

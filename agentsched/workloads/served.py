@@ -64,7 +64,7 @@ class Daemon:
     def programs(self) -> list[dict[str, Any]]:
         """What the daemon knows of its open programs; empty if it does not answer at once."""
         try:
-            with _LOCAL.open(f"{self.url}/agentsched/programs", timeout=2.0) as answer:
+            with _LOCAL.open(f"{self.url}/agentsched/v1/programs?limit=1000", timeout=2.0) as answer:
                 found = json.load(answer)["programs"]
         except OSError:
             return []

@@ -123,7 +123,7 @@ class Daemon(BaseHTTPRequestHandler):
     events: list[dict[str, Any]]
 
     def do_POST(self) -> None:
-        assert self.path == "/agentsched/events"
+        assert self.path == "/agentsched/v1/events"
         self.events += json.loads(self.rfile.read(int(self.headers["content-length"])))["events"]
         self.send_response(204)
         self.end_headers()

@@ -117,7 +117,7 @@ def test_a_recorded_agent_is_served_by_the_embedded_engine(tmp_path: Path) -> No
             assert message["content"] == turn["thought"]
             assert json.loads(call["function"]["arguments"]) == {"command": turn["command"]}
             messages += [message, {"role": "tool", "tool_call_id": call["id"], "content": "a b c"}]
-        with urllib.request.urlopen(f"{url}/agentsched/programs", timeout=DEADLINE_S) as answer:
+        with urllib.request.urlopen(f"{url}/agentsched/v1/programs", timeout=DEADLINE_S) as answer:
             (view,) = json.load(answer)["programs"]
         assert (view["program"], view["calls_done"]) == (program, 2)
         # All of the first call's whole blocks were still held when the second came.

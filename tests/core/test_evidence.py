@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agentsched.core import events as ev
 from agentsched.core.decisions import AnyDecision, Pause, Retain
+from agentsched.core.foresight import told_ends_s
 from tests.core.harness import Harness
 
 CAPACITY = 100_000
@@ -61,6 +62,6 @@ def test_one_silent_tool_of_several_leaves_it_to_history() -> None:
     harness.now += 5.0
     tell(harness, program, tool, 0.9)
     state = harness.core.state
-    assert state.told_ends_s(state.programs[program]) == []
+    assert told_ends_s(state, state.programs[program]) == []
     tell(harness, program, "another", 0.1)
-    assert min(state.told_ends_s(state.programs[program])) > harness.now + 10.0
+    assert min(told_ends_s(state, state.programs[program])) > harness.now + 10.0

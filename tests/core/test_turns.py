@@ -17,9 +17,10 @@ TOKENS = 4_000
 class Shop:
     """One engine with room for one program at a time, and tenants whose programs make one call each."""
 
-    def __init__(self, weights: dict[str, float]) -> None:
+    def __init__(self, weights: dict[str, float], priorities: dict[str, int] | None = None) -> None:
         self.core = Core(make_policy("agentsched"))
         self.weights = weights
+        self.priorities = priorities or {}
         self.served: list[str] = []
         self._now = 0.0
         self._count = 0
@@ -34,7 +35,14 @@ class Shop:
     def come(self, tenant: str) -> None:
         self._count += 1
         name = f"{tenant}-{self._count}"
-        self._post(ev.ProgramOpened(program=name, tenant=tenant, weight=self.weights[tenant]))
+        self._post(
+            ev.ProgramOpened(
+                program=name,
+                tenant=tenant,
+                weight=self.weights[tenant],
+                priority=self.priorities.get(tenant, 0),
+            )
+        )
         self._post(ev.CallArrived(call=name, program=name, prompt_tokens=TOKENS, max_output_tokens=9))
 
     def serve(self) -> None:
@@ -136,3 +144,18 @@ def test_what_a_sub_agent_takes_is_charged_to_its_tenant() -> None:
     assert turns._tenants["default"].tag == before + 1_050
     harness.post(ev.ProgramClosed(program="child"))
     assert turns._tenants["default"].tag == before + 1_050
+
+
+def test_a_higher_priority_is_seated_first_and_equal_ones_share() -> None:
+    shop = Shop({"batch": 1.0, "urgent": 1.0, "other": 1.0}, {"urgent": 1})
+    for _ in range(6):
+        shop.come("batch")
+        shop.come("other")
+    for _ in range(3):
+        shop.come("urgent")
+    for _ in range(14):
+        shop.serve()
+    tenants = [name.split("-")[0] for name in shop.served]
+    assert tenants[1:4] == ["urgent"] * 3
+    assert tenants[4:].count("batch") in (5, 6)
+    assert sorted(tenants) == ["batch"] * 6 + ["other"] * 6 + ["urgent"] * 3

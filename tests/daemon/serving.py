@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import aiohttp
 from openai import AsyncOpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
+from agentsched.daemon.accounts import Declared
 from agentsched.daemon.server import Daemon
 from agentsched.daemon.settings import Settings
 from agentsched.engines.batching import BatchingEngine
@@ -47,22 +49,29 @@ class Served:
 
     async def post(self, path: str, body: Any, **headers: str) -> tuple[int, Any, Any]:
         """Status, JSON body and headers of an answer."""
-        async with self.http.post(self.url + path, json=body, headers=_header_names(headers)) as answer:
-            return answer.status, await answer.json(), answer.headers
+        return await self.ask("POST", path, body, **headers)
+
+    async def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any, Any]:
+        """The same for any method; an answer without a body is None."""
+        names = _header_names(headers)
+        async with self.http.request(method, self.url + path, json=body, headers=names) as answer:
+            data = await answer.read()
+            return answer.status, json.loads(data) if data else None, answer.headers
 
     async def chat(self, content: str, **fields: Any) -> tuple[int, Any, Any]:
-        program = fields.pop("program", None)
-        headers = {"x_agentsched_program": program} if program else {}
+        stated = {"x_agentsched_program": fields.pop("program", None), "x_api_key": fields.pop("key", None)}
+        headers = {name: value for name, value in stated.items() if value}
         return await self.post("/v1/chat/completions", chat(content, **fields), **headers)
 
-    async def programs(self) -> dict[str, dict[str, Any]]:
-        async with self.http.get(self.url + "/agentsched/programs") as answer:
-            found = (await answer.json())["programs"]
-        return {program["program"]: program for program in found}
+    async def programs(self, key: str = "") -> dict[str, dict[str, Any]]:
+        headers = {"x_api_key": key} if key else {}
+        _, body, _ = await self.ask("GET", "/agentsched/v1/programs", **headers)
+        return {program["program"]: program for program in body["programs"]}
 
-    async def metric(self, name: str, **labels: str) -> float:
+    async def metric(self, name: str, *, key: str = "", **labels: str) -> float:
         """One sample of /metrics; 0 if it is not there."""
-        async with self.http.get(self.url + "/metrics") as answer:
+        headers = {"x-api-key": key} if key else {}
+        async with self.http.get(self.url + "/metrics", headers=headers) as answer:
             text = await answer.text()
         samples = (s for family in text_string_to_metric_families(text) for s in family.samples)
         return next((s.value for s in samples if s.name == name and labels.items() <= s.labels.items()), 0.0)
@@ -83,6 +92,7 @@ async def served(
     kv_tokens: int = 65_536,
     make_engine: Callable[[], Engine] | None = None,
     mind: Mind | None = None,
+    declared: Declared | None = None,
     **settings: Any,
 ) -> AsyncIterator[Served]:
     """A daemon for one test."""
@@ -94,7 +104,7 @@ async def served(
 
     chosen = Settings(**({"port": 0, "drain_s": 0.1} | settings))
     async with (
-        Daemon(make_engine or make, ByteFrontend(kv_tokens, mind), chosen) as daemon,
+        Daemon(make_engine or make, ByteFrontend(kv_tokens, mind), chosen, declared=declared) as daemon,
         aiohttp.ClientSession() as http,
     ):
         yield Served(daemon, http, steps)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentsched.daemon.apis import Messages
-from agentsched.daemon.care import PrefixCare, shared_tokens
+from agentsched.daemon.care import PrefixCare, Spellings, shared_tokens
 from agentsched.engines.byte_frontend import call_text
 from agentsched.engines.frontend import ChatRequest
 from tests.daemon.recordings import recorded
@@ -38,7 +38,9 @@ def called(arguments: str, identifier: str = "c1") -> ChatRequest:
 
 
 def test_sessions_that_differ_in_their_billing_header_alone_have_one_prompt() -> None:
-    (one, changes), (other, _) = (PrefixCare().tidy(chat(claude(digits))) for digits in ("001", "d55"))
+    (one, changes), (other, _) = (
+        PrefixCare().tidy(chat(claude(digits)), Spellings()) for digits in ("001", "d55")
+    )
     assert one == other
     assert one.messages[0] == {"role": "system", "content": [{"type": "text", "text": SYSTEM}]}
     assert [(change.rule, change.once) for change in changes] == [("claude-code-header", True)]
@@ -56,29 +58,29 @@ def test_sessions_that_differ_in_their_billing_header_alone_have_one_prompt() ->
 )
 def test_what_is_not_exactly_that_header_is_shown_to_the_model(text: str) -> None:
     body = claude("001", system=[{"type": "text", "text": text}])
-    assert PrefixCare().tidy(chat(body)) == (chat(body), [])
+    assert PrefixCare().tidy(chat(body), Spellings()) == (chat(body), [])
     # Nor is it touched where it stands for itself, after the beginning.
     later = claude("001", system=[{"type": "text", "text": SYSTEM}, {"type": "text", "text": HEADER}])
-    assert PrefixCare().tidy(chat(later)) == (chat(later), [])
+    assert PrefixCare().tidy(chat(later), Spellings()) == (chat(later), [])
 
 
 def test_a_rule_that_is_off_does_nothing() -> None:
     request = chat(claude("001"))
-    assert PrefixCare({"claude-code-header"}).tidy(request) == (request, [])
+    assert PrefixCare({"claude-code-header"}).tidy(request, Spellings()) == (request, [])
 
 
 def test_real_requests_lose_their_header_and_nothing_else() -> None:
     for row in recorded("claude-code"):
         if row["body"]:
             request = chat(row["body"])
-            tidy, changes = PrefixCare().tidy(request)
+            tidy, changes = PrefixCare().tidy(request, Spellings())
             assert [change.rule for change in changes] == ["claude-code-header"]
             assert tidy.messages[1:] == request.messages[1:]
             assert tidy.messages[0]["content"] == request.messages[0]["content"][1:]
     for row in recorded("frameworks") + recorded("codex"):
         if row["path"] == "/v1/chat/completions":
             request = ChatRequest(model="m", messages=row["body"]["messages"])
-            assert PrefixCare().tidy(request) == (request, [])
+            assert PrefixCare().tidy(request, Spellings()) == (request, [])
 
 
 values = st.recursive(
@@ -92,10 +94,10 @@ values = st.recursive(
 def test_arguments_come_back_as_the_model_wrote_them(
     value: Any, ascii_only: bool, indent: int | None
 ) -> None:
-    care = PrefixCare()
+    spellings = Spellings()
     own = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-    care.spellings.keep("c1", own)
-    tidy, _ = care.tidy(called(json.dumps(value, ensure_ascii=ascii_only, indent=indent)))
+    spellings.keep("c1", own)
+    tidy, _ = PrefixCare().tidy(called(json.dumps(value, ensure_ascii=ascii_only, indent=indent)), spellings)
     assert tidy == called(own)
 
 
@@ -112,24 +114,24 @@ def test_arguments_come_back_as_the_model_wrote_them(
     ],
 )
 def test_arguments_that_a_client_has_changed_are_shown_as_changed(own: str, returned: str) -> None:
-    care = PrefixCare()
-    care.spellings.keep("c1", own)
-    assert care.tidy(called(returned)) == (called(returned), [])
-    assert care.tidy(called('{"a":1}', "another"))[1] == []
+    spellings = Spellings()
+    spellings.keep("c1", own)
+    assert PrefixCare().tidy(called(returned), spellings) == (called(returned), [])
+    assert PrefixCare().tidy(called('{"a":1}', "another"), spellings)[1] == []
 
 
 def test_one_point_zero_stays_what_the_model_wrote_though_javascript_knows_no_such_number() -> None:
-    care = PrefixCare()
-    care.spellings.keep("c1", '{"timeout": 1.0}')
-    assert care.tidy(called('{"timeout":1}'))[0] == called('{"timeout": 1.0}')
+    spellings = Spellings()
+    spellings.keep("c1", '{"timeout": 1.0}')
+    assert PrefixCare().tidy(called('{"timeout":1}'), spellings)[0] == called('{"timeout": 1.0}')
 
 
 def test_spellings_are_forgotten_beyond_their_limit() -> None:
-    care = PrefixCare()
-    care.spellings._limit_chars = 25
+    spellings = Spellings()
+    spellings._limit_chars = 25
     for number in range(3):
-        care.spellings.keep(f"c{number}", '{"a":   1}')
-    assert [care.spellings.get(f"c{number}") is None for number in range(3)] == [True, False, False]
+        spellings.keep(f"c{number}", '{"a":   1}')
+    assert [spellings.get(f"c{number}") is None for number in range(3)] == [True, False, False]
 
 
 def test_shared_tokens_are_those_before_the_first_difference() -> None:

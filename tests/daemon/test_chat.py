@@ -218,7 +218,7 @@ async def test_a_body_over_the_limit_and_an_unknown_path_have_the_same_error_for
 async def test_metrics_count_what_happened() -> None:
     async with served() as served_:
         _, answer, _ = await served_.chat("/say four")
-        await served_.post("/agentsched/events", {"events": []})
+        await served_.post("/agentsched/v1/events", {"events": []})
         usage = answer["usage"]
         assert await served_.metric("agentsched_tokens_total", kind="prompt") == usage["prompt_tokens"]
         assert await served_.metric("agentsched_tokens_total", kind="output") == 4

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from agentsched.core import events as ev
-from agentsched.core.events import PROTOCOL_HEADER
+from agentsched.core.events import PROTOCOL
 from agentsched.engines.byte_frontend import VOCABULARY
 from agentsched.engines.contract import GenerateRequest, TokensOut
 from agentsched.engines.inprocess import InProcessEngine
@@ -146,7 +146,6 @@ def test_an_engine_of_another_protocol_is_refused() -> None:
 async def test_events_of_another_protocol_are_refused() -> None:
     async with served() as served_:
         body = {"events": [{"event": "ProgramOpened", "program": "p"}]}
-        headers = {PROTOCOL_HEADER.replace("-", "_"): "99"}
-        status, answer, _ = await served_.post("/agentsched/events", body, **headers)
+        status, answer, _ = await served_.post("/agentsched/v1/events", body | {"protocol": 99})
         assert (status, answer["error"]["code"]) == (400, "protocol_differs")
-        assert (await served_.post("/agentsched/events", body, x_agentsched_protocol="1"))[0] == 200
+        assert (await served_.post("/agentsched/v1/events", body | {"protocol": PROTOCOL}))[0] == 200

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentsched.daemon.apis import APIS, Api
-from agentsched.daemon.care import PrefixCare
+from agentsched.daemon.care import PrefixCare, Spellings
 from agentsched.daemon.errors import ApiError, refused
 from agentsched.daemon.identity import Ask, Identities, call_digest
 from agentsched.daemon.signals import Origin
@@ -100,7 +100,7 @@ def outcome(api: Api, body: dict[str, Any]) -> ApiError | None:
         request = api.read(json.dumps(body).encode())
     except ApiError as error:
         return error
-    chat, _ = PrefixCare().tidy(request.chat)
+    chat, _ = PrefixCare().tidy(request.chat, Spellings())
     known = Identities()
     claim = known.resolve(Ask(chat=chat, digest=call_digest(chat), origin=Origin(body=request.raw)))
     known.begun(claim)

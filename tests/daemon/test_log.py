@@ -31,10 +31,10 @@ async def agent(served_: Served, name: str) -> None:
         started = {"event": "ToolStarted", "tool_call": call["id"], "tool": "bash"}
         finished = {"event": "ToolFinished", "tool_call": call["id"], "exit_status": 0}
         finished |= {"wall_s": 0.0, "cpu_s": 0.0, "peak_memory_bytes": 0}
-        await served_.post("/agentsched/events", {"events": [started, finished]})
+        await served_.post("/agentsched/v1/events", {"events": [started, finished]})
         result = {"role": "tool", "tool_call_id": call["id"], "content": f"{turn} " * 50}
         messages += [message, result, {"role": "user", "content": messages[0]["content"]}]
-    await served_.post("/agentsched/events", {"events": [{"event": "ProgramClosed", "program": name}]})
+    await served_.post("/agentsched/v1/events", {"events": [{"event": "ProgramClosed", "program": name}]})
 
 
 @pytest.mark.parametrize("policy", POLICY_NAMES)

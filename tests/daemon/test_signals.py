@@ -161,7 +161,7 @@ async def test_the_agents_of_claude_code_and_codex_are_programs_and_know_their_p
             ) as answer:
                 await answer.read()
                 assert answer.headers["x-agentsched-program"] == name
-        found = {name: program["parent"] for name, program in (await served_.programs()).items()}
+        found = {name: program["parent"] or "" for name, program in (await served_.programs()).items()}
         assert found == expected
         assert len(found) == 8
         assert await served_.metric("agentsched_calls_identified_total", signal="client") == 24

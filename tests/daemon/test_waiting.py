@@ -23,7 +23,7 @@ LONG = [{"role": "system", "content": BIG}]
 @asynccontextmanager
 async def streaming(served_: Served, content: str, program: str, **fields: Any) -> AsyncIterator[Any]:
     """An open stream of a program's call."""
-    headers = {"x-agentsched-program": program}
+    headers = {"x-agentsched-program": program} | fields.pop("extra_headers", {})
     body = chat(content, stream=True, **fields)
     async with served_.http.post(
         served_.url + "/v1/chat/completions",
@@ -61,7 +61,7 @@ def text_of(stream: str) -> str:
 
 async def close(served_: Served, program: str) -> None:
     _, body, _ = await served_.post(
-        "/agentsched/events", {"events": [{"event": "ProgramClosed", "program": program}]}
+        "/agentsched/v1/events", {"events": [{"event": "ProgramClosed", "program": program}]}
     )
     assert body == {"accepted": 1, "ignored": 0}
 
@@ -203,12 +203,25 @@ async def test_an_idle_program_is_closed_and_comes_back() -> None:
         assert (await served_.chat("/say b", program="p"))[0] == 200
 
 
+async def test_a_silent_program_is_closed_once_gaps_make_its_return_improbable() -> None:
+    async with served(idle_floor_s=0.1, idle_close_s=10_000.0) as served_:
+        for number in range(30):
+            await served_.chat(f"/say {number}", program="p")
+
+        async def gone() -> bool:
+            return not await served_.programs()
+
+        await until(gone, "it stays open")
+        _, _, headers = await served_.chat("/say again", program="p")
+        assert headers["x-agentsched-program"] == "p"
+
+
 async def test_a_running_tool_keeps_a_program_open() -> None:
     async with served(idle_close_s=0.2) as served_:
         tool = {"event": "ToolStarted", "tool_call": "t", "tool": "bash"}
         for program in ("idle", "busy"):
             await served_.chat("/say a", program=program)
-        await served_.post("/agentsched/events", {"events": [tool | {"program": "busy"}]})
+        await served_.post("/agentsched/v1/events", {"events": [tool | {"program": "busy"}]})
 
         async def only_busy() -> bool:
             return set(await served_.programs()) == {"busy"}

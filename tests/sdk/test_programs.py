@@ -197,3 +197,18 @@ def test_the_sdk_imports_without_servers_and_engines() -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_program_tells_its_parent_and_what_is_known_beforehand(daemon: Recording) -> None:
+    with program("outer") as outer, program("inner", expected_calls=7, deadline_s=60.0):
+        pass
+    first, second = daemon.named("ProgramOpened")
+    assert first == {"event": "ProgramOpened", "program": outer.id}
+    assert (second["parent"], second["expected_calls"], second["deadline_s"]) == (outer.id, 7, 60.0)
+
+
+def test_events_carry_the_tenants_key(daemon: Recording) -> None:
+    reporter = Reporter(daemon.url, "ask-of-acme")
+    reporter.report(ProgramOpened(program="p"))
+    assert reporter.flush()
+    assert daemon.headers[-1]["authorization"] == "Bearer ask-of-acme"

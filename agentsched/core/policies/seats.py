@@ -141,9 +141,9 @@ class Seats:
                 | ev.CallAborted()
                 | ev.ToolStarted()
                 | ev.ToolProgressed()
-            ):
-                if subject is not None and subject.seat is not None:
-                    self._put(subject, subject.seat, self.forecast(state, subject), state)
+                | ev.ProgramAnnotated()
+            ) if subject is not None and subject.seat is not None:
+                self._put(subject, subject.seat, self.forecast(state, subject), state)
             case _:
                 pass
 

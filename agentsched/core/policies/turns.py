@@ -32,6 +32,9 @@ the earliest deadline before others, if
 **Trials** (``tryouts.py``) overtake by the same rule, with ``TRIED`` for ``OVERTAKING``, and keep their place
 in line. What they take is charged when they end, or with their seat.
 
+**Priorities.** All of this is among tenants of the same priority. Who waits in one of a higher priority is
+seated before, however long the others have waited: that is what it is for, and there is no bound.
+
 Far-off deadlines change nothing. When nobody is left, all is forgotten but how long programs live.
 """
 
@@ -63,6 +66,7 @@ class _Tenant:
     latest: float = 0.0
     """Place of its program that was seated last: corrections of the tag let nobody overtake it."""
     weight: float = 1.0
+    priority: int = 0
     programs: int = 0
     called: int = 0
     newcomers: int = 0
@@ -109,8 +113,8 @@ class Turns:
         self._full: frozenset[str] = frozenset()
         """Hosts whose lines are passed over."""
         self._first: Program | None = None
-        self._front = 0.0
-        """Tag of whoever stood first by tags, when that was looked up last."""
+        self._front, self._front_priority = 0.0, 0
+        """Tag and priority of whoever stood first by tags, when that was looked up last."""
         self._holds_s = -math.inf
         """Until when ``_first`` stands, if nothing happens."""
 
@@ -174,20 +178,20 @@ class Turns:
 
     def _oldest(self, state: State) -> Program | None:
         """Who stands first, deadlines apart."""
-        best: tuple[float, int, Program] | None = None
+        best: tuple[int, float, int, Program] | None = None
         for name, tenant in list(self._lined.items()):
             head = self._head(state, tenant)
             if not tenant.lines:
                 del self._lined[name]
             if head is None:
                 continue
-            at = (self._tag(head, tenant), head.order)
-            if best is None or at < best[:2]:
+            at = (-tenant.priority, self._tag(head, tenant), head.order)
+            if best is None or at < best[:3]:
                 best = (*at, head)
         if best is None:
             return None
-        self._front = best[0]
-        return best[2]
+        self._front_priority, self._front = -best[0], best[1]
+        return best[3]
 
     def _head(self, state: State, tenant: _Tenant) -> Program | None:
         """Who of the tenant waits longest, by first calls, but for full hosts."""
@@ -233,7 +237,7 @@ class Turns:
         """Whether it is among the next ``many`` of its tenant, and the tenant's turn is not far off."""
         account, tenant = self._accounts[program.name], self._tenants[program.tenant]
         head = self._head(state, tenant)
-        if head is None or _host(state, program) in self._full:
+        if head is None or _host(state, program) in self._full or tenant.priority < self._front_priority:
             return False
         if account.number > self._accounts[head.name].number + many:
             return False
@@ -260,6 +264,8 @@ class Turns:
                 self._end(subject, now)
             case ev.EngineLost() | ev.HostAttached() | ev.HostLost():
                 self._line_up(state, now)
+            case ev.ProgramAnnotated() if subject is not None and subject.name in state.queue:
+                self._line_up(state, now)  # its deadline may be another one
             case _:
                 pass
 
@@ -269,7 +275,7 @@ class Turns:
         tenant.programs += 1
         if tenant.programs > 1:
             self._weights -= tenant.weight
-        tenant.weight = program.weight
+        tenant.weight, tenant.priority = program.weight, program.priority
         self._weights += tenant.weight
 
     def _begin(self, state: State, program: Program) -> None:

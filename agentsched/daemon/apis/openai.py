@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from agentsched.daemon.answers import Ending, ToolCall, Usage
-from agentsched.daemon.errors import ApiError
+from agentsched.daemon.errors import ApiError, Fault
 
 PING = b": waiting\n\n"
 """A comment, which clients of both completions APIs skip."""
@@ -22,8 +22,8 @@ def event(body: Any) -> bytes:
 
 def error_body(error: ApiError) -> dict[str, Any]:
     """An error as the OpenAI APIs say it."""
-    found = {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}
-    return {"error": found}
+    fault = Fault(error.message, error.kind, error.param, error.code)
+    return {"error": msgspec.structs.asdict(fault)}
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:

@@ -5,17 +5,32 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import re
 from typing import Annotated, Any
 
 import msgspec
 
 from agentsched.daemon.errors import ApiError, bad_field
+from agentsched.daemon.signals import MOST_CHARS, RESERVED, usable
 
 _log = logging.getLogger(__name__)
 
 _PATH = re.compile(r" - at `\$\.?(.*?)`$")
 _MISSING = re.compile(r"Object missing required field `(.*?)`")
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`")
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"number out of range: {text}")
+    return int(number) if number.is_integer() else number
+
+
+_ANY = msgspec.json.Decoder()
+WHOLE_FLOATS_ARE_INTEGERS = msgspec.json.Decoder(float_hook=_number)
+"""As in JSON Schema, to which 3.0 is an integer."""
 
 Limit = Annotated[int, msgspec.Meta(ge=1)]
 _SAMPLING = (
@@ -51,10 +66,10 @@ class Sampled(msgspec.Struct, kw_only=True):
         return {"model": self.model} | said
 
 
-def decode_object(data: bytes) -> dict[str, Any]:
+def decode_object(data: bytes, decoder: msgspec.json.Decoder[Any] = _ANY) -> dict[str, Any]:
     """The JSON object that a body is. Raises ``ApiError`` (400)."""
     try:
-        raw = msgspec.json.decode(data)
+        raw = decoder.decode(data)
     except (msgspec.DecodeError, RecursionError) as error:
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(raw, dict):
@@ -62,24 +77,27 @@ def decode_object(data: bytes) -> dict[str, Any]:
     return raw
 
 
-def convert(raw: Any, kind: type[Any], prefix: str = "") -> Any:
-    """``raw`` as a value of ``kind``. Raises ``ApiError`` (400) naming the field below ``prefix``."""
+def convert(raw: Any, kind: type[Any], prefix: str = "", *, strict: bool = True) -> Any:
+    """``raw`` as a value of ``kind``; numbers may be texts unless ``strict``. Raises ``ApiError`` (400)
+    naming the field below ``prefix``."""
     try:
-        return msgspec.convert(raw, kind)
+        return msgspec.convert(raw, kind, strict=strict)
     except msgspec.ValidationError as error:
         message = str(error)
         found = _PATH.search(message)
-        missing = _MISSING.match(message)
-        path = ".".join(part.group(1) for part in (found, missing) if part)
+        missing, unknown = _MISSING.match(message), _UNKNOWN.match(message)
+        path = ".".join(part.group(1) for part in (found, missing, unknown) if part)
         field = f"{prefix}.{path}".strip(".") if prefix else path
-        problem = "is missing" if missing else _PATH.sub("", message)
+        problem = "is missing" if missing else "is not known" if unknown else _PATH.sub("", message)
         raise bad_field(field, problem) if field else ApiError(400, problem) from None
 
 
 def check_program(name: str, field: str) -> None:
-    """Program ids travel in headers, labels and logs. Raises ``ApiError`` (400)."""
-    if not (0 < len(name) <= 256 and name.isprintable()):
-        raise bad_field(field, "must be 1 to 256 printable characters")
+    """Raises ``ApiError`` (400) for what no program can be called."""
+    if not usable(name):
+        raise bad_field(
+            field, f"must be 1 to {MOST_CHARS} printable characters, and not begin with {RESERVED}"
+        )
 
 
 def refuse(raw: dict[str, Any], unserved: dict[str, str]) -> None:

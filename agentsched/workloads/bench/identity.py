@@ -163,7 +163,9 @@ def served(turns: int, identities: Identities, *, vary: bool) -> Iterator[str]:
         engine = lambda: InProcessEngine(  # noqa: E731
             simulated(NOTHING_COSTS, KV_TOKENS, vocabulary=VOCABULARY, max_running=256), name="simulated"
         )
-        async with Daemon(engine, ByteFrontend(KV_TOKENS, mind), Settings(port=0), identities) as daemon:
+        async with Daemon(
+            engine, ByteFrontend(KV_TOKENS, mind), Settings(port=0), lambda _: identities
+        ) as daemon:
             urls.append(daemon.url)
             ready.set()
             await stop.wait()

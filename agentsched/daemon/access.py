@@ -1,0 +1,108 @@
+"""Who sends a request, by its key.
+
+Everything but ``OPEN`` needs a tenant's key, the admin endpoints an admin's. While there are no keys at all,
+everybody who reaches the daemon from this machine is the default tenant and an admin: it listens nowhere else
+then. Web pages are the exception: a browser carries their requests here from anywhere, so that they may not
+administrate.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from aiohttp import web
+
+from agentsched.daemon.accounts import ADMIN, DEFAULT, Accounts, Key
+from agentsched.daemon.errors import ApiError
+from agentsched.daemon.tenancy import Tenancies, Tenancy
+
+TENANCY = web.RequestKey("tenancy", Tenancy)
+ADMIN_PATH = "/agentsched/admin"
+METRICS_PATH = "/metrics"
+"""The load of all tenants: for admins."""
+
+OPEN = frozenset({"/", "/health", "/ready", "/openapi.json"})
+_BEARER = "bearer "
+
+
+class Access:
+    """Lets requests in, or raises ``ApiError`` (401 or 403)."""
+
+    def __init__(self, accounts: Accounts, tenancies: Tenancies) -> None:
+        self._accounts = accounts
+        self._tenancies = tenancies
+
+    def admit(self, http: web.Request) -> None:
+        """Check the key; ``http[TENANCY]`` is whose request it is, where it is a tenant's."""
+        resource = http.match_info.route.resource
+        path = http.path if resource is None else resource.canonical
+        if path in OPEN:
+            return
+        if path == METRICS_PATH or path.startswith(ADMIN_PATH):
+            self._admin(http)
+        else:
+            http[TENANCY] = self._tenancies.of(self._tenant(http))
+
+    def _tenant(self, http: web.Request) -> str:
+        if not self._accounts.locked:
+            _check_local(http)
+            return DEFAULT
+        key = self._key(http)
+        if key.tenant == ADMIN:
+            raise ApiError(
+                403,
+                "this is an admin's key: calls and programs need a tenant's",
+                kind="permission_error",
+                code="wrong_key",
+            )
+        return key.tenant
+
+    def _admin(self, http: web.Request) -> None:
+        if not self._accounts.locked:
+            _check_local(http)
+            if "Origin" in http.headers:
+                raise ApiError(
+                    403,
+                    "web pages may not administrate a daemon without keys",
+                    kind="permission_error",
+                    code="from_a_browser",
+                )
+        elif self._key(http).tenant != ADMIN:
+            raise ApiError(403, "this needs an admin's key", kind="permission_error", code="wrong_key")
+
+    def _key(self, http: web.Request) -> Key:
+        stated = _stated(http)
+        found = {key.tenant: key for secret in stated if (key := self._accounts.known(secret)) is not None}
+        if len(found) == 1:
+            return next(iter(found.values()))
+        if found:
+            raise _unauthorized("the two keys of this request are of two tenants: send one")
+        how = "send one as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
+        raise _unauthorized("the API key is not known here" if stated else f"an API key is needed: {how}")
+
+
+def _stated(http: web.Request) -> list[str]:
+    authorization = http.headers.get("Authorization", "")
+    found = [http.headers.get("x-api-key", "")]
+    if authorization[: len(_BEARER)].lower() == _BEARER:
+        found.append(authorization[len(_BEARER) :].strip())
+    return [secret for secret in found if secret]
+
+
+def _unauthorized(message: str) -> ApiError:
+    return ApiError(401, message, kind="authentication_error", code="invalid_api_key")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can be behind it. Raises ``ValueError`` if it is no address."""
+    found = ipaddress.ip_address(address.split("%")[0])
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
+        found = found.ipv4_mapped
+    return found.is_loopback
+
+
+def _check_local(http: web.Request) -> None:
+    """The last key of a daemon that listens beyond this machine may have gone from its file."""
+    peer = http.transport.get_extra_info("peername") if http.transport is not None else None
+    if isinstance(peer, tuple) and not is_loopback(peer[0]):
+        raise _unauthorized("there are no keys, so that only calls from the daemon's own machine are served")
