@@ -9,6 +9,7 @@ administrate.
 from __future__ import annotations
 
 import ipaddress
+import socket
 
 from aiohttp import web
 
@@ -93,8 +94,12 @@ def _unauthorized(message: str) -> ApiError:
     return ApiError(401, message, kind="authentication_error", code="invalid_api_key")
 
 
-def is_loopback(address: str) -> bool:
-    """Whether only this machine can be behind it. Raises ``ValueError`` if it is no address."""
+def others_reach(listening: socket.socket) -> bool:
+    """Whether other machines can connect to it. Who may connect to a Unix socket is a matter of its mode."""
+    return listening.family != socket.AF_UNIX and not _is_loopback(listening.getsockname()[0])
+
+
+def _is_loopback(address: str) -> bool:
     found = ipaddress.ip_address(address.split("%")[0])
     if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
         found = found.ipv4_mapped
@@ -104,5 +109,5 @@ def is_loopback(address: str) -> bool:
 def _check_local(http: web.Request) -> None:
     """The last key of a daemon that listens beyond this machine may have gone from its file."""
     peer = http.transport.get_extra_info("peername") if http.transport is not None else None
-    if isinstance(peer, tuple) and not is_loopback(peer[0]):
+    if isinstance(peer, tuple) and not _is_loopback(peer[0]):
         raise _unauthorized("there are no keys, so that only calls from the daemon's own machine are served")

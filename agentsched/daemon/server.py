@@ -16,7 +16,7 @@ from agentsched.core import Core, make_policy
 from agentsched.core import events as ev
 from agentsched.core.expiry import Expiry
 from agentsched.core.log import Header
-from agentsched.daemon.access import Access, is_loopback
+from agentsched.daemon.access import Access, others_reach
 from agentsched.daemon.accounts import Accounts, Declared
 from agentsched.daemon.admin_api import AdminApi
 from agentsched.daemon.calls import Calls
@@ -138,11 +138,7 @@ class Daemon:
         # before the engine is ready waits in the socket's queue.
         self.accounts.declare(self._declared)
         listening = stack.enter_context(listen(settings))
-        if (
-            settings.socket is None
-            and not self.accounts.locked
-            and not is_loopback(listening.getsockname()[0])
-        ):
+        if not self.accounts.locked and others_reach(listening):
             raise NoKeys(settings.host)
         self.url = url_of(listening)
         log = self._open_log()

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from agentsched.daemon.access import others_reach
 from agentsched.daemon.accounts import Accounts, Declared, Saved, read_declared
 from agentsched.daemon.errors import ApiError
 from agentsched.daemon.keys import hashed, key_id, new_secret
@@ -128,6 +129,22 @@ async def test_without_keys_nobody_else_can_call() -> None:
         assert (await served_.chat("/say a"))[0] == 401
     async with served(host="::1") as served_:
         assert (await served_.chat("/say a"))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("address", "reached"),
+    [("127.0.0.1", False), ("127.9.9.9", False), ("::1", False), ("0.0.0.0", True), ("::", True)],
+)
+def test_which_addresses_others_reach(address: str, reached: bool) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family) as listening:
+        assert others_reach(listening) is reached
+
+
+def test_a_unix_socket_is_this_machines(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        assert not others_reach(listening)
 
 
 async def test_when_the_last_key_goes_from_its_file_only_this_machine_is_served() -> None:
