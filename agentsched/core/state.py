@@ -27,7 +27,7 @@ from agentsched.core.program_state import Call as Call
 from agentsched.core.program_state import Phase as Phase
 from agentsched.core.program_state import Program as Program
 from agentsched.core.program_state import RunningTool
-from agentsched.graphs.predict import ContextModel, GapModel, MemoryModel, ProgressModel, quarter
+from agentsched.graphs.predict import ContextModel, GapModel, Learned, MemoryModel, ProgressModel, quarter
 
 
 class IllegalEvent(Exception):
@@ -69,6 +69,17 @@ class State:
         self.contexts = ContextModel()
         self.programs_seen = 0
 
+    def learned(self) -> Learned:
+        """What the models know, as a value."""
+        return Learned(self.gaps.dump(), self.memory.dump(), self.progress.dump(), self.contexts.dump())
+
+    def learn(self, known: Learned) -> None:
+        """Know that and no more. Raises ValueError where it does not fit."""
+        self.contexts.load(known.contexts)
+        self.gaps.load(known.gaps)
+        self.memory.load(known.memory)
+        self.progress.load(known.progress)
+
     def apply(self, now: float, event: ev.AnyEvent) -> Program | None:
         """Change the state as the event says; the program that it is about, also if it was closed.
 
@@ -77,6 +88,8 @@ class State:
         match event:
             case ev.ProgramOpened():
                 return self._open(now, event)
+            case ev.ProgramRestored():
+                return self._restore(now, event)
             case ev.CallArrived():
                 return self._arrive(now, event)
             case ev.CallStarted() | ev.FirstToken() | ev.CallFinished() | ev.CallAborted():
@@ -178,6 +191,26 @@ class State:
             event.program, event.tenant, order, now, event.weight, due_s, host=event.host, parent=event.parent
         )
         self.programs[event.program] = program
+        return program
+
+    def _restore(self, now: float, event: ev.ProgramRestored) -> Program:
+        program = self.program(event.program)
+        if program.calls or program.calls_done:
+            raise IllegalEvent(f"program {event.program!r} has made calls already")
+        program.opened_s = now - event.open_s
+        program.calls_done, program.began = event.calls_done, event.calls_done > 0
+        program.first_prompt_tokens = event.first_prompt_tokens
+        program.context_tokens, program.shared_tokens = event.context_tokens, event.shared_tokens
+        program.tools.update({ref.tool_call: ref.tool for ref in event.asked})
+        if program.calls_done:
+            program.gap_key, program.gap_since_s = event.gap_key, now
+            program.gap_is_retry = True  # how long nobody served it says nothing of its tool
+            self.contexts.resume(
+                program.name,
+                calls_done=program.calls_done,
+                tokens_now=program.context_tokens,
+                first_prompt_tokens=program.first_prompt_tokens,
+            )
         return program
 
     def _arrive(self, now: float, event: ev.CallArrived) -> Program:
@@ -335,8 +368,12 @@ class State:
                 if program.home == event.engine:
                     program.held_tokens = 0
         for held in event.held:
-            if held.program in self.programs and self.programs[held.program].home == event.engine:
-                self.programs[held.program].held_tokens = held.device_tokens
+            if (known := self.programs.get(held.program)) is None:
+                continue
+            if event.snapshot and known.home is None:  # the engine computed it for an earlier core
+                known.home = event.engine
+            if known.home == event.engine:
+                known.held_tokens = held.device_tokens
 
     def check_invariants(self) -> None:
         """Every call belongs to a program and the other way round; seats are of attached engines."""
