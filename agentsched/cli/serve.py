@@ -16,7 +16,9 @@ import platformdirs
 
 from agentsched.core import POLICY_NAMES
 from agentsched.daemon.care import RULES
+from agentsched.daemon.eventlog import Limits
 from agentsched.daemon.server import Daemon, Settings
+from agentsched.daemon.state import StateError
 from agentsched.engines.byte_frontend import VOCABULARY, ByteFrontend
 from agentsched.engines.contract import Engine, EngineGone
 from agentsched.engines.frontend import Frontend
@@ -102,6 +104,27 @@ def _usable_core(ctx: click.Context, param: click.Parameter, core: int | None) -
     "--log", type=click.Path(path_type=Path, dir_okay=False), help="Write every event and decision here."
 )
 @click.option(
+    "--log-size",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Megabytes after which the log goes on in a new file.",
+)
+@click.option(
+    "--log-files",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Files of the log that are kept, the newest one among them.",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of what outlives the daemon: programs, who is who, what was learned, accounts. "
+    "Default: one a port in the user's state folder; none with --port 0.",
+)
+@click.option("--no-state", is_flag=True, help="Begin with nothing and leave nothing.")
+@click.option(
     "--max-hold",
     type=click.FloatRange(min=0, min_open=True),
     default=600.0,
@@ -156,6 +179,10 @@ def serve(
     host_tokens: int,
     scripts: Path | None,
     log: Path | None,
+    log_size: int,
+    log_files: int,
+    state: Path | None,
+    no_state: bool,
     max_hold: float,
     idle_close: float,
     ping: float,
@@ -180,6 +207,8 @@ def serve(
         host=host,
         port=port,
         log=log,
+        log_limits=Limits(log_size * 1_000_000, log_files),
+        state=_state(state, no_state, port),
         max_hold_s=max_hold,
         idle_close_s=idle_close,
         ping_s=ping,
@@ -191,10 +220,18 @@ def serve(
     ready_line = f"(policy {policy}, engine {engine}, {kv_tokens:,} KV tokens{tier})"
     try:
         asyncio.run(_serve(source, settings, ready_line, ready_file))
-    except EngineGone as error:
+    except (EngineGone, StateError) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
         raise click.ClickException(f"cannot serve on {host}:{port}: {error}") from error
+
+
+def _state(folder: Path | None, no_state: bool, port: int) -> Path | None:
+    if folder is not None and no_state:
+        raise click.UsageError("--state and --no-state exclude each other")
+    if folder is not None or no_state or not port:
+        return folder
+    return platformdirs.user_state_path("agentsched") / f"port-{port}"
 
 
 def _source(

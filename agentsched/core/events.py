@@ -74,7 +74,7 @@ class ProgramOpened(Event, frozen=True, kw_only=True):
 
 
 class ProgramRestored(Event, frozen=True, kw_only=True):
-    """What is known from before of a program that was just opened: the host ran it once, and was started anew.
+    """What is known from before of a program that was just opened: an earlier life of the host ran it.
 
     It has been open for ``open_s`` seconds, and has no live call. ``shared_tokens`` of its context were held
     for others before its first call. ``asked``: tool calls of its last answer whose results did not come

@@ -1,4 +1,5 @@
-"""Brings a call's answer to one HTTP client, and keeps its connection alive while the call waits.
+"""Brings a call's answer to one HTTP client, and keeps its connection alive while the call waits. What
+returns is on its way.
 
 A stream gets its headers as soon as it is known to wait, and signs of life after that. An answer that is
 not streamed has no such room: its status stands before its body. So it is silent for ``silence_s``,
@@ -36,7 +37,13 @@ class Delivery:
         if await call.over(self._silence_s):
             ending = await call.end()
             body = writer.whole(call.pieces, ending)
-            return web.Response(body=body, content_type="application/json", headers=headers)
+            answer = web.Response(body=body, content_type="application/json", headers=headers)
+            try:
+                await answer.prepare(http)
+                await answer.write_eof()
+            except ConnectionResetError:
+                _log.info("call %s: a client went away before its answer", call.name)
+            return answer
         response = web.StreamResponse(headers={"Content-Type": "application/json", **headers})
         try:
             await response.prepare(http)

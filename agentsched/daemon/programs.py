@@ -81,6 +81,10 @@ class Programs:
         match event:
             case ev.ProgramOpened():
                 self.open[event.program] = ProgramView(event.program, event.tenant, now, now, event.parent)
+            case ev.ProgramRestored():
+                view = self.open[event.program]  # for its idle time only the daemon's own counts
+                view.opened_s, view.calls_done = now - event.open_s, event.calls_done
+                view.context_tokens = event.context_tokens
             case ev.ProgramClosed():
                 self.open.pop(event.program, None)
             case ev.CallArrived():

@@ -17,36 +17,41 @@ from aiohttp import web
 from agentsched import __version__
 from agentsched.core import Core, make_policy
 from agentsched.core.log import Header
+from agentsched.daemon.accounts import Accounts
 from agentsched.daemon.calls import Calls
 from agentsched.daemon.care import PrefixCare
 from agentsched.daemon.delivery import Delivery
 from agentsched.daemon.errors import ApiError, engine_gone
-from agentsched.daemon.eventlog import EventLog
+from agentsched.daemon.eventlog import EventLog, Limits
 from agentsched.daemon.gate import Gate
 from agentsched.daemon.gateway import Gateway
-from agentsched.daemon.host import Host
+from agentsched.daemon.host import Host, Watcher
 from agentsched.daemon.httplog import http_log
 from agentsched.daemon.identity import Identities
 from agentsched.daemon.metrics import Metrics
 from agentsched.daemon.programs import Programs
+from agentsched.daemon.state import Database, Keeper
+from agentsched.daemon.state.records import models
 from agentsched.daemon.supervisor import Supervisor
 from agentsched.engines.contract import Engine, EngineGone
 from agentsched.engines.frontend import Frontend
 
 _log = logging.getLogger(__name__)
 
-_EPOCH = 1  # engines live and die with their daemon, so no orders of an earlier one can be around
 _SHUTDOWN_RETRY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How to serve. ``port`` 0 takes a free one. ``run`` goes into the event log's header."""
+    """How to serve. ``port`` 0 takes a free one. ``state`` is the folder of what outlives the daemon; None:
+    nothing does. ``run`` goes into the event log's header."""
 
     policy: str = "agentsched"
     host: str = "127.0.0.1"
     port: int = 0
     log: Path | None = None
+    log_limits: Limits = field(default_factory=Limits)
+    state: Path | None = None
     max_hold_s: float = 600.0
     idle_close_s: float = 900.0
     ping_s: float = 5.0
@@ -62,8 +67,8 @@ class Daemon:
     """One gateway. ``async with`` starts it and stops it in order; ``wait`` says when it cannot go on.
 
     ``make_engine`` is called for each life of the engine; ``identities`` says whose a call is. Entering
-    raises ``OSError`` if the address or the log cannot be used, ``ValueError`` for an unknown policy, and
-    ``EngineGone`` if the engine does not start.
+    raises ``OSError`` if the address or the log cannot be used, ``StateError`` if the state cannot,
+    ``ValueError`` for an unknown policy, and ``EngineGone`` if the engine does not start.
     """
 
     def __init__(
@@ -106,14 +111,21 @@ class Daemon:
 
     async def _start(self) -> None:
         settings, stack = self._settings, self._stack
-        core = Core(make_policy(settings.policy), epoch=_EPOCH)
         # Before anything slow, so that a port or a log that cannot be had is known at once. Who connects
         # before the engine is ready waits in the socket's queue.
         listening = stack.enter_context(_listen(settings.host, settings.port))
         self.url = _url(listening)
-        log = self._open_log()
-        self._assemble(core, log)
+        database = None if settings.state is None else Database(settings.state)
+        if database is not None:
+            stack.callback(database.close)
+        core = self._make_core(database)
+        log = self._open_log(core)
+        self._assemble(core, log, database)
         stack.callback(self._host.close)
+        if self._keeper is not None:
+            stack.push_async_callback(self._keeper.close)
+            if count := self._keeper.restore(self._host):
+                _log.warning("took up %d programs of an earlier daemon", count)
         stack.callback(self._gateway.close)
         supervisor = Supervisor(self._make_engine, self._host)
         stack.push_async_callback(self._stop_engine)
@@ -135,26 +147,44 @@ class Daemon:
         sweeper = asyncio.create_task(self._sweep(), name="idle programs")
         stack.push_async_callback(_cancel, sweeper)
 
-    def _open_log(self) -> EventLog | None:
+    def _make_core(self, database: Database | None) -> Core:
+        # An engine may outlive the daemon: it heeds the orders of the highest epoch that it has heard of.
+        epoch = int(time.time()) if database is None else database.begin_epoch()
+        core = Core(make_policy(self._settings.policy), epoch=epoch)
+        self._epoch = epoch
+        if database is not None and (known := models(database)) is not None:
+            try:
+                core.state.learn(known)
+            except ValueError as error:
+                _log.error("what was learned before is of another make, and begins anew: %s", error)
+        return core
+
+    def _open_log(self, core: Core) -> EventLog | None:
         settings = self._settings
         if settings.log is None:
             return None
         header = Header(
             agentsched=__version__,
             policy=settings.policy,
-            epoch=_EPOCH,
+            epoch=self._epoch,
             started_unix_s=time.time(),
             run=dict(settings.run),
         )
-        return EventLog(settings.log, header)
+        return EventLog(settings.log, header, core, settings.log_limits)
 
-    def _assemble(self, core: Core, log: EventLog | None) -> None:
+    def _assemble(self, core: Core, log: EventLog | None, database: Database | None) -> None:
         settings = self._settings
         self._programs = Programs()
         metrics = Metrics(self._programs)
         gate = Gate()
-        self._host = Host(core, gate, watchers=[self._programs, metrics], log=log)
         identities = self._identities
+        accounts = Accounts()
+        watchers: list[Watcher] = [self._programs, metrics]
+        self._keeper: Keeper | None = None
+        if database is not None:
+            self._keeper = Keeper(database, core, self._programs, identities, accounts)
+            watchers.append(self._keeper)
+        self._host = Host(core, gate, watchers=watchers, log=log)
         care = PrefixCare(settings.no_care)
         self._calls = Calls(
             self._host,
@@ -175,6 +205,7 @@ class Daemon:
             self._frontend,
             Delivery(ping_s=settings.ping_s, silence_s=settings.silence_s),
             care,
+            accounts,
         )
 
     async def _supervise(self, supervisor: Supervisor) -> None:

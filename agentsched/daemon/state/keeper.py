@@ -1,0 +1,178 @@
+"""Keeps what the daemon knows in the state file, and gives it back to the next daemon.
+
+A watcher of the core's events: it notes what changed, and the writer fetches that some moments later. What
+is kept follows memory: what is forgotten there goes from the file, so the file is bounded as memory is.
+
+What a sudden death costs: what happened in the last ``FLUSH_S`` before it, and the models of the last
+``MODELS_EVERY_S``. What is written together belongs together: a program is never known with an account
+of another moment.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from agentsched.core import decisions as de
+from agentsched.core import events as ev
+from agentsched.core.core import Core
+from agentsched.daemon.accounts import Account, Accounts
+from agentsched.daemon.host import Host
+from agentsched.daemon.identity import Identities
+from agentsched.daemon.programs import Programs
+from agentsched.daemon.state import records
+from agentsched.daemon.state.database import Batch, Database, Key, Row
+from agentsched.daemon.state.records import ProgramFacts, SavedProgram
+from agentsched.daemon.state.writer import Writer
+
+MODELS_EVERY_S = 60.0
+FORGOTTEN_AFTER_S = 24 * 3600.0
+"""A program that nobody was heard of for so long is not taken up again."""
+_SOON_S = 1e-3
+
+
+class Keeper:
+    """Ties one daemon's parts to its state. A watcher that comes after ``programs``."""
+
+    def __init__(
+        self, database: Database, core: Core, programs: Programs, identities: Identities, accounts: Accounts
+    ) -> None:
+        self._database = database
+        self._core = core
+        self._programs = programs
+        self._identities = identities
+        self._accounts = accounts
+        self._calls: dict[str, str] = {}
+        self._changed: dict[str, None] = {}
+        self._charged: dict[str, None] = {}
+        self._learned = False
+        self._models_due_s = time.monotonic() + MODELS_EVERY_S
+        self._writer = Writer(database, self._gather)
+
+    def restore(self, host: Host) -> int:
+        """Bring back what an earlier daemon knew; the number of programs. Once, before the first call."""
+        self._restore_identities()
+        self._accounts.by_tenant.update(records.records(self._database, records.ACCOUNT, Account))
+        self._accounts.changed = self._account_changed
+        now_s = time.time()
+        count = 0
+        for saved in records.programs(self._database):
+            if now_s - saved.seen_unix_s < FORGOTTEN_AFTER_S and self._restore(host, saved, now_s):
+                count += 1
+            else:
+                self._program_changed(saved.program)
+        return count
+
+    def observe(self, now: float, event: ev.AnyEvent, decided: Sequence[de.AnyDecision]) -> None:
+        """Note whose row is not what it was."""
+        match event:
+            case ev.CallArrived():
+                self._calls[event.call] = event.program
+                self._program_changed(event.program)
+            case ev.CallFinished() | ev.CallAborted():
+                self._learned = True
+                self._program_changed(self._calls.pop(event.call))
+            case (
+                ev.ProgramOpened()
+                | ev.ProgramRestored()
+                | ev.ProgramClosed()
+                | ev.ToolStarted()
+                | ev.ToolFinished()
+            ):
+                self._program_changed(event.program)
+            case _:
+                pass
+
+    async def close(self) -> None:
+        """Write all that is known, and close the file."""
+        self._models_due_s = 0.0
+        await self._writer.close()
+
+    def _program_changed(self, program: str) -> None:
+        self._changed[program] = None
+        self._writer.changed()
+
+    def _account_changed(self, tenant: str) -> None:
+        self._charged[tenant] = None
+        self._writer.changed()
+
+    # To the file
+
+    def _gather(self) -> Batch:
+        batch: dict[tuple[str, Key], Row | Callable[[], Row] | None] = {}
+        for name in self._changed:
+            batch["programs", (name,)] = self._row(name)
+        for kind, table in self._identities.tables().items():
+            for key, value in table.entries.changes().items():
+                batch["identity", (kind, key)] = None if value is None else (records.text(value),)
+        for tenant in self._charged:
+            account = self._accounts.by_tenant[tenant]
+            batch["records", (records.ACCOUNT, tenant)] = (records.text(account),)
+        if self._learned and time.monotonic() >= self._models_due_s:
+            self._learned, self._models_due_s = False, time.monotonic() + MODELS_EVERY_S
+            batch["models", (records.MODELS,)] = partial(records.models_row, self._core.state.learned())
+        self._changed, self._charged = {}, {}
+        return batch
+
+    def _row(self, name: str) -> Row | None:
+        program, view = self._core.state.programs.get(name), self._programs.open.get(name)
+        if program is None or view is None:
+            return None
+        to_unix_s = time.time() - time.monotonic()
+        facts = ProgramFacts(
+            weight=program.weight,
+            host=program.host,
+            deadline_unix_s=None if program.due_s is None else program.due_s + to_unix_s,
+            first_prompt_tokens=program.first_prompt_tokens,
+            shared_tokens=program.shared_tokens,
+            gap_key=program.gap_key,
+            asked=dict(program.tools),
+        )
+        return SavedProgram(
+            program=name,
+            tenant=program.tenant,
+            parent=program.parent,
+            opened_unix_s=program.opened_s + to_unix_s,
+            seen_unix_s=view.active_s + to_unix_s,
+            calls_done=program.calls_done,
+            context_tokens=program.context_tokens,
+            facts=facts,
+        ).row()
+
+    # From the file
+
+    def _restore_identities(self) -> None:
+        for kind, table in self._identities.tables().items():
+            key: Any  # by the table
+            for key, value in records.identity(self._database, kind, table.key, table.value):
+                table.entries[key] = value
+            table.entries.watch()
+        self._identities.recover()
+
+    def _restore(self, host: Host, saved: SavedProgram, now_s: float) -> bool:
+        facts = saved.facts
+        due_s = facts.deadline_unix_s
+        opened = host.post(
+            ev.ProgramOpened(
+                program=saved.program,
+                tenant=saved.tenant,
+                weight=facts.weight,
+                host=facts.host,
+                deadline_s=None if due_s is None else max(_SOON_S, due_s - now_s),
+                parent=saved.parent,
+            )
+        )
+        return opened and host.post(
+            ev.ProgramRestored(
+                program=saved.program,
+                open_s=max(0.0, now_s - saved.opened_unix_s),
+                calls_done=saved.calls_done,
+                first_prompt_tokens=facts.first_prompt_tokens,
+                context_tokens=saved.context_tokens,
+                shared_tokens=facts.shared_tokens,
+                gap_key=facts.gap_key,
+                asked=tuple(ev.ToolCallRef(tool_call=call, tool=key) for call, key in facts.asked.items()),
+            )
+        )
