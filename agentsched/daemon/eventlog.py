@@ -1,8 +1,9 @@
 """Writes the event log (``agentsched.core.log``) to files as things happen.
 
-The file that is written has the name that was asked for. When it is full, or left from an earlier run, it becomes
-``NAME-000001.SUFFIX`` and so on, and the oldest of these are deleted. Each begins with a snapshot, so each
-replays by itself. Prompts and answers are not in it: only their sizes, and names of programs and tools.
+What is written has the name that was asked for. When that file is full, or left from an earlier run, it
+becomes ``NAME-000001.SUFFIX`` and so on, and the oldest of these are deleted. Each begins with a snapshot,
+so each replays by itself. Prompts and answers are not in it: only their sizes, and names of programs and
+tools.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from agentsched.core import ABLATION_NAMES, POLICY_NAMES, Core, make_policy
 from agentsched.core import events as ev
 from agentsched.core import log as event_log
-from agentsched.core.decisions import Release, Retain
+from agentsched.core.decisions import Admit, Release, Retain
 from agentsched.core.snapshot import Snapshot, SnapshotError, freeze, thaw
 from agentsched.graphs.predict import Learned
 from tests.core.harness import Harness
@@ -155,7 +155,7 @@ def test_a_restored_program_stands_before_whoever_is_new() -> None:
         harness.arrive(name, 3_200)
     harness.run_call("p1")
     decided = harness.post(ev.ProgramClosed(program="p1"))
-    assert [d.program for d in decided if type(d).__name__ == "Admit"] == ["old"]
+    assert [d.program for d in decided if isinstance(d, Admit)] == ["old"]
 
 
 def test_only_a_new_program_can_be_restored() -> None:

@@ -125,7 +125,12 @@ async def test_a_full_file_is_followed_by_the_next_and_the_oldest_go(tmp_path: P
     for _ in range(2):  # the second run takes the name from the first
         async with served(kv_tokens=8192, log=log, log_limits=Limits(60_000, 4)) as served_:
             await asyncio.gather(*(agent(served_, f"agent-{number}") for number in range(12)))
-    files = sorted(tmp_path.iterdir())
+    check_files(tmp_path, log)
+
+
+def check_files(folder: Path, log: Path) -> None:
+    """Four files, numbered in the order of their names, each of which replays."""
+    files = sorted(folder.iterdir())
     assert len(files) == 4
     assert files[-1] == log
     numbers = [int(path.stem.removeprefix("events-")) for path in files[:-1]]
