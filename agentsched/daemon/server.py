@@ -91,6 +91,11 @@ class Daemon:
         """The attached engines by name."""
         return self._host.engines
 
+    @property
+    def state_failing(self) -> bool:
+        """Whether what outlives the daemon cannot be written at the moment."""
+        return self._keeper is not None and self._keeper.failing
+
     async def __aenter__(self) -> Daemon:
         try:
             await self._start()
@@ -125,7 +130,7 @@ class Daemon:
         if self._keeper is not None:
             stack.push_async_callback(self._keeper.close)
             if count := self._keeper.restore(self._host):
-                _log.warning("took up %d programs of an earlier daemon", count)
+                _log.info("took up %d programs of an earlier daemon", count)
         stack.callback(self._gateway.close)
         supervisor = Supervisor(self._make_engine, self._host)
         stack.push_async_callback(self._stop_engine)

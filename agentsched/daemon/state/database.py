@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from agentsched import __version__
-from agentsched.daemon.state.migrations import MIGRATIONS
+from agentsched.daemon.state.migrations import MIGRATIONS, Step
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Database:
     """One folder's state. Not thread-safe: one thread after the other may use it. Raises ``StateError``
     on opening, and ``sqlite3.Error`` later."""
 
-    def __init__(self, folder: Path, migrations: Sequence[str] = MIGRATIONS) -> None:
+    def __init__(self, folder: Path, migrations: Sequence[Step] = MIGRATIONS) -> None:
         self.path = folder / FILE
         self._migrations = migrations
         try:
@@ -175,7 +175,7 @@ class Database:
         (schema,) = self._connection.execute("PRAGMA user_version").fetchone()
         for number, step in enumerate(self._migrations[schema:], schema + 1):
             with self._transaction() as connection:
-                for statement in _statements(step):
+                for statement in step:
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {number}")
                 connection.execute(f"PRAGMA application_id = {_APPLICATION}")
@@ -211,16 +211,6 @@ def _lock(path: Path) -> int:
     os.ftruncate(lock, 0)
     os.write(lock, f"{os.getpid()}\n".encode())
     return lock
-
-
-def _statements(script: str) -> Iterator[str]:
-    """``executescript`` would end the transaction."""
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
 
 
 def _code(error: sqlite3.Error) -> int:

@@ -51,6 +51,11 @@ class Keeper:
         self._models_due_s = time.monotonic() + MODELS_EVERY_S
         self._writer = Writer(database, self._gather)
 
+    @property
+    def failing(self) -> bool:
+        """Whether the file cannot be written at the moment."""
+        return self._writer.failing
+
     def restore(self, host: Host) -> int:
         """Bring back what an earlier daemon knew; the number of programs. Once, before the first call."""
         self._restore_identities()

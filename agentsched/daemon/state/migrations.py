@@ -7,9 +7,12 @@ released are never changed: who needs another schema adds one.
 
 from __future__ import annotations
 
-MIGRATIONS = (
+Step = tuple[str, ...]
+"""SQL statements."""
+
+_FIRST: Step = (
+    "CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID",
     """
-    CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
     CREATE TABLE programs (
         program TEXT PRIMARY KEY,
         tenant TEXT NOT NULL,
@@ -19,20 +22,26 @@ MIGRATIONS = (
         calls_done INTEGER NOT NULL,
         context_tokens INTEGER NOT NULL,
         more TEXT NOT NULL -- records.ProgramFacts as JSON
-    );
-    CREATE TABLE identity ( -- tables of daemon/identity.py, in the order in which they were used
+    )
+    """,
+    """
+    CREATE TABLE identity ( -- tables of daemon/identity.py, in the order in which entries were last changed
         number INTEGER PRIMARY KEY,
         kind TEXT NOT NULL,
         key BLOB NOT NULL,
         value TEXT NOT NULL, -- JSON
         UNIQUE (kind, key)
-    );
-    CREATE TABLE models (model TEXT PRIMARY KEY, saved_unix_s REAL NOT NULL, value BLOB NOT NULL);
-    CREATE TABLE records ( -- accounts: records.KINDS says of what
+    )
+    """,
+    "CREATE TABLE models (model TEXT PRIMARY KEY, saved_unix_s REAL NOT NULL, value BLOB NOT NULL)",
+    """
+    CREATE TABLE records ( -- of operators and accounts; records.py has the kinds
         kind TEXT NOT NULL,
         key TEXT NOT NULL,
         value TEXT NOT NULL, -- JSON
         PRIMARY KEY (kind, key)
-    ) WITHOUT ROWID;
+    ) WITHOUT ROWID
     """,
 )
+
+MIGRATIONS: tuple[Step, ...] = (_FIRST,)
