@@ -153,11 +153,11 @@ async def test_an_engine_that_outlives_the_daemon_keeps_its_kv_and_heeds_the_new
     seen: list[Any] = []
     carry_out = machine.order
 
-    def order(orders: Sequence[EngineOrder], now: float) -> None:
+    def take(orders: Sequence[EngineOrder], now: float) -> None:
         seen.extend(orders)
         carry_out(orders, now)
 
-    machine.order = order  # type: ignore[method-assign]
+    machine.order = take  # type: ignore[method-assign]
     talk: list[Any] = [{"role": "system", "content": "." * 900}]
     talk.append({"role": "user", "content": '/call bash {"command": "ls"}'})
 

@@ -114,12 +114,12 @@ class Trial:
         looking = asyncio.create_task(self._look(http))
         await asyncio.sleep(self._random.uniform(*self._life_s))
         self._agents.check()
-        self._kills_s.append(time.monotonic())
-        out.orphans += await self._victim.kill()
-        out.kills += 1
         if not looking.done():
             out.kills_while_starting += 1
             looking.cancel()
+        self._kills_s.append(time.monotonic())
+        out.orphans += await self._victim.kill()
+        out.kills += 1
         await asyncio.wait([looking])
         if not looking.cancelled():
             looking.result()
