@@ -28,7 +28,7 @@ class Accounts:
 
     def __init__(self) -> None:
         self.by_tenant: dict[str, Account] = {}
-        self.changed: Callable[[str], None] | None = None
+        self.changed: Callable[[str, Account], None] | None = None
 
     def served(self, tenant: str, usage: Usage) -> None:
         """A call of the tenant was answered."""
@@ -38,4 +38,4 @@ class Accounts:
         account.cached_tokens += usage.cached_tokens
         account.output_tokens += usage.output_tokens
         if self.changed is not None:
-            self.changed(tenant)
+            self.changed(tenant, account)

@@ -46,7 +46,7 @@ class Keeper:
         self._accounts = accounts
         self._calls: dict[str, str] = {}
         self._changed: dict[str, None] = {}
-        self._charged: dict[str, None] = {}
+        self._records: dict[tuple[str, str], object | None] = {}
         self._learned = False
         self._models_due_s = time.monotonic() + MODELS_EVERY_S
         self._writer = Writer(database, self._gather)
@@ -60,7 +60,7 @@ class Keeper:
         """Bring back what an earlier daemon knew; the number of programs. Once, before the first call."""
         self._restore_identities()
         self._accounts.by_tenant.update(records.records(self._database, records.ACCOUNT, Account))
-        self._accounts.changed = self._account_changed
+        self._accounts.changed = partial(self.keep_record, records.ACCOUNT)
         now_s = time.time()
         count = 0
         for saved in records.programs(self._database):
@@ -99,8 +99,9 @@ class Keeper:
         self._changed[program] = None
         self._writer.changed()
 
-    def _account_changed(self, tenant: str) -> None:
-        self._charged[tenant] = None
+    def keep_record(self, kind: str, key: str, value: object | None) -> None:
+        """Keep this of operators or accounts (None: no more), as it is when it is written."""
+        self._records[kind, key] = value
         self._writer.changed()
 
     # To the file
@@ -112,13 +113,12 @@ class Keeper:
         for kind, table in self._identities.tables().items():
             for key, value in table.entries.changes().items():
                 batch["identity", (kind, key)] = None if value is None else (records.text(value),)
-        for tenant in self._charged:
-            account = self._accounts.by_tenant[tenant]
-            batch["records", (records.ACCOUNT, tenant)] = (records.text(account),)
+        for record, value in self._records.items():
+            batch["records", record] = None if value is None else (records.text(value),)
         if self._learned and time.monotonic() >= self._models_due_s:
             self._learned, self._models_due_s = False, time.monotonic() + MODELS_EVERY_S
             batch["models", (records.MODELS,)] = partial(records.models_row, self._core.state.learned())
-        self._changed, self._charged = {}, {}
+        self._changed, self._records = {}, {}
         return batch
 
     def _row(self, name: str) -> Row | None:
