@@ -197,10 +197,10 @@ def copied(known: Identities) -> Identities:
     return new
 
 
-def ask(text: str, *answers: str) -> Ask:
+def ask(text: str, *answers: str, then: str = "go on") -> Ask:
     messages = [{"role": "user", "content": text}]
     for answer in answers:
-        messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": "go on"}]
+        messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": then}]
     chat_ = ChatRequest(model="m", messages=messages)
     return Ask(chat=chat_, digest=call_digest(chat_))
 
@@ -212,6 +212,7 @@ def test_each_of_equal_calls_that_were_cut_off_finds_a_program_again() -> None:
         known.begun(claim)
     known.answered(claims[0], "an answer that is long enough to be recognised")
     new = copied(known)
+    assert not new.tables()["opening"].entries.items()
     again = {new.resolve(ask("task")).program for _ in range(2)}
     assert again == {claim.program for claim in claims[1:]}
     assert (
@@ -226,5 +227,5 @@ def test_a_call_that_was_cut_off_in_a_conversation_is_no_fork() -> None:
     first = known.resolve(ask("task"))
     known.answered(first, answer)
     known.begun(known.resolve(ask("task", answer)))
-    again = copied(known).resolve(ask("task", answer))
+    again = copied(known).resolve(ask("task", answer, then="go on another way"))
     assert (again.program, again.known_by) == (first.program, "conversation")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
 import sqlite3
 import stat
@@ -13,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from agentsched import __version__
+from agentsched.daemon.accounts import Account
 from agentsched.daemon.state import Database, StateError
 from agentsched.daemon.state.database import FILE
 from agentsched.daemon.state.migrations import MIGRATIONS
-from agentsched.daemon.state.records import ACCOUNT, ProgramFacts, SavedProgram, models, programs
-from tests.daemon.serving import chat, served
+from agentsched.daemon.state.records import ACCOUNT, ProgramFacts, SavedProgram, models, programs, records
+from tests.daemon.serving import SLOW, chat, served
 
 LATER = ("ALTER TABLE programs ADD COLUMN mood TEXT NOT NULL DEFAULT 'calm'", "CREATE TABLE more (a)")
 SAVED = SavedProgram("p", "default", "above", 100.5, 200.5, 3, 4_000, ProgramFacts(asked={"call_1": "bash"}))
@@ -218,6 +220,16 @@ def test_with_a_full_disk_a_daemon_begins_all_the_same(tmp_path: Path) -> None:
     assert "cannot be written" in done.stderr
 
 
+async def test_a_call_with_two_clients_counts_once(tmp_path: Path) -> None:
+    async with served(SLOW, state=tmp_path) as served_:
+        calls = [served_.chat("no meaning", program="p", max_tokens=30) for _ in range(2)]
+        first, second = await asyncio.gather(*calls)
+        assert first[1]["id"] == second[1]["id"]
+    database = Database(tmp_path)
+    assert records(database, ACCOUNT, Account)["default"].calls == 1
+    database.close()
+
+
 async def test_accounts_count_what_was_answered(tmp_path: Path) -> None:
     async with served(state=tmp_path) as served_:
         used = [(await served_.chat("/say yes", program="p"))[1]["usage"] for _ in range(3)]
@@ -227,9 +239,8 @@ async def test_accounts_count_what_was_answered(tmp_path: Path) -> None:
             await answer.read()
         assert (await served_.chat("x" * 100_000))[0] == 400
     database = Database(tmp_path)
-    (account,) = database.rows("SELECT key, value FROM records WHERE kind = ?", (ACCOUNT,))
+    account = records(database, ACCOUNT, Account)["default"]
     database.close()
     prompt, output = (4 * used[0][f"{kind}_tokens"] for kind in ("prompt", "completion"))
-    assert account[0] == "default"
-    assert f'"calls":4,"prompt_tokens":{prompt}' in account[1]
-    assert f'"output_tokens":{output}' in account[1]
+    assert (account.calls, account.prompt_tokens, account.output_tokens) == (4, prompt, output)
+    assert 0 < account.cached_tokens < prompt
