@@ -95,8 +95,10 @@ class Calls:
             live.clients += 1
             live.attached += 1
             return live
+        known = self._programs.open.get(claim.program)
         call = LiveCall(
             name=uuid.uuid4().hex,
+            first=known is None or not known.calls_done,
             claim=claim,
             request=request,
             prepared=prepared,

@@ -150,9 +150,8 @@ class Gateway:
 
     def _measure(self, call: LiveCall, changes: list[Change]) -> None:
         """Once the call is over, count what prefix care has gained."""
-        first = self._programs.open[call.program].calls_done == 0
         for change in changes:
-            if first or not change.once:
+            if call.first or not change.once:
                 task = asyncio.create_task(self._gained(call, change))
                 self._measuring.add(task)
                 task.add_done_callback(self._measuring.discard)

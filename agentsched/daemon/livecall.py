@@ -17,7 +17,7 @@ from agentsched.engines.frontend import Prepared
 class LiveCall:
     """``pieces`` is the answer so far; then either ``ending`` or ``error`` is set, and nothing changes
     any more. ``delivered``: some of it has left for a client; ``charged``: all has, and its tenant's account
-    knows of it. ``clients`` have asked for it so far, and
+    knows of it. ``first``: its program had no answer before. ``clients`` have asked for it so far, and
     ``attached`` of them still wait."""
 
     name: str
@@ -25,6 +25,7 @@ class LiveCall:
     request: Request
     prepared: Prepared
     arrived_s: float
+    first: bool
     clients: int = 1
     attached: int = 1
     delivered: bool = False

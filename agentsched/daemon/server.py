@@ -208,7 +208,11 @@ class Daemon:
             identities,
             metrics,
             self._frontend,
-            Delivery(ping_s=settings.ping_s, silence_s=settings.silence_s),
+            Delivery(
+                ping_s=settings.ping_s,
+                silence_s=settings.silence_s,
+                kept=None if self._keeper is None else self._keeper.written,
+            ),
             care,
             accounts,
         )

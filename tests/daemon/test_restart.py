@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from agentsched.core import events as ev
 from agentsched.core.decisions import EngineOrder
@@ -81,6 +82,18 @@ def as_killed(state: Path, at: Path) -> list[str]:
     names = [saved.program for saved in programs(database)]
     database.close()
     return names
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_whoever_has_got_an_answer_is_in_the_file(tmp_path: Path, stream: bool) -> None:
+    state, copy = tmp_path / "state", tmp_path / "copy"
+    async with served(state=state) as served_:
+        for number in range(5):
+            body = chat(f"/say yes {number}", stream=stream)
+            async with served_.http.post(served_.url + "/v1/chat/completions", json=body) as answer:
+                name = answer.headers["x-agentsched-program"]
+                await answer.read()
+            assert name in as_killed(state, copy)
 
 
 async def test_a_first_call_that_was_cut_off_comes_again_for_the_same_program(tmp_path: Path) -> None:

@@ -90,6 +90,10 @@ class Keeper:
             case _:
                 pass
 
+    async def written(self) -> None:
+        """Wait until all that is known now is in the file, unless that cannot be written."""
+        await self._writer.written()
+
     async def close(self) -> None:
         """Write all that is known, and close the file."""
         self._models_due_s = 0.0

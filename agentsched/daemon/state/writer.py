@@ -32,6 +32,8 @@ class Writer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="agentsched-state")
         self._unwritten: Batch = {}
         self._pending = False
+        self._gathered = self._written = 0
+        """Batches so far."""
         self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -42,6 +44,17 @@ class Writer:
         if self._timer is None and self._writing is None and not self._closed:
             pause_s = RETRY_S if self.failing else FLUSH_S
             self._timer = asyncio.get_running_loop().call_later(pause_s, self._begin)
+
+    async def written(self) -> None:
+        """Wait until all that has changed so far is in the file: a write or two. Not while it cannot be."""
+        wanted = self._gathered + self._pending
+        while self._written < wanted and not self.failing and not self._closed:
+            if self._writing is None:
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._begin()
+            assert self._writing is not None
+            await asyncio.wait([self._writing])
 
     async def close(self) -> None:
         """Write what there is, and close the file."""
@@ -60,6 +73,7 @@ class Writer:
 
     async def _write(self) -> None:
         self._pending = False
+        self._gathered = number = self._gathered + 1
         batch = {**self._unwritten, **self._gather()}
         try:
             if batch:
@@ -67,8 +81,11 @@ class Writer:
         except sqlite3.Error as error:
             self._unwritten, self._pending = batch, True
             self._say_failing(error)
+        except Exception:
+            _log.exception("what has changed cannot be written to the state %s", self._database.path)
+            self.failing = True
         else:
-            self._unwritten = {}
+            self._unwritten, self._written = {}, number
             if self.failing:
                 _log.error("the state %s is written again, and nothing is missing", self._database.path)
                 self.failing = False

@@ -4,8 +4,8 @@ Agents with OpenAI's client library call a real ``agentsched serve`` with the si
 moment of each life (also while it starts) it is killed, its state looked at, and a new one started. Held
 against what the clients got:
 
-* **lost programs**: a run that goes on as another program, or is not known or not up to date after a start,
-  though its last answer was older than ``LOSS_S`` when the daemon was killed;
+* **lost programs**: a run that has got an answer and goes on as another program, is not known after a start,
+  or not up to date, but for answers younger than ``LOSS_S`` when the daemon was killed;
 * **wrong accounts**: anything counted twice, or missing though it was answered longer ago than that;
 * **orphans**: processes that outlive the daemon;
 * **differences**: decisions that a replay of the logs does not give.
@@ -18,7 +18,6 @@ import shlex
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -49,8 +48,7 @@ KV_TOKENS = 30_000
 @dataclass
 class Outcome:
     """What was found. ``lost_answers`` of ``answers`` are not in the accounts, since they were too young when
-    the daemon was killed; so were the only answers of runs that were ``renamed``. ``unknown``: programs
-    of no run, or of one that was closed."""
+    the daemon was killed. ``unknown``: programs of no run, or of one that was closed."""
 
     kills: int = 0
     kills_while_starting: int = 0
@@ -58,7 +56,6 @@ class Outcome:
     answers: int = 0
     tries: int = 0
     lost_answers: int = 0
-    renamed: int = 0
     lost_programs: list[str] = field(default_factory=list)
     wrong_accounts: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
@@ -137,6 +134,7 @@ class Trial:
         old_s = self._kills_s[-1] - LOSS_S
         for run in self._agents.runs:
             old = [got for got in run.answers if got.at_s < old_s and not self._was_young(got.at_s)]
+            old = old or [got for got in run.answers[:1] if got.at_s < old_s + LOSS_S + SETTLE_S]
             if run.closed_s is not None and run.closed_s < old_s and not self._was_young(run.closed_s):
                 self.outcome.unknown += [got.program for got in old[-1:] if got.program in known]
             elif old and run.closed_s is None:
@@ -168,12 +166,9 @@ class Trial:
             if run.closed_s is None or run.closed_s > at_s + 1.0:  # else it was closed while we looked
                 out.lost_programs.append(f"{run.name} was not known, or not up to date, after a start")
         for run in self._agents.runs:
-            names = Counter(got.program for got in run.answers)
-            last = run.answers[-1].program if run.answers else ""
-            for name in names.keys() - {last}:
-                out.renamed += 1
-                if not all(self._was_young(got.at_s) for got in run.answers if got.program == name):
-                    out.lost_programs.append(f"{run.name} became another program ({len(names)} names)")
+            names = dict.fromkeys(got.program for got in run.answers)
+            if len(names) > 1:
+                out.lost_programs.append(f"{run.name} became another program: {', '.join(names)}")
         ours = {got.program for run in self._agents.runs for got in run.answers}
         out.unknown += sorted(known - ours)
 
