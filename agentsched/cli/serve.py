@@ -218,12 +218,16 @@ def serve(
     )
     tier = f" and {host_tokens:,} in host memory" if host_tokens else ""
     ready_line = f"(policy {policy}, engine {engine}, {kv_tokens:,} KV tokens{tier})"
+    _run_to_its_end(source, settings, ready_line, ready_file)
+
+
+def _run_to_its_end(source: Source, settings: Settings, ready_line: str, ready_file: Path | None) -> None:
     try:
         asyncio.run(_serve(source, settings, ready_line, ready_file))
     except (EngineGone, StateError) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
-        raise click.ClickException(f"cannot serve on {host}:{port}: {error}") from error
+        raise click.ClickException(f"cannot serve on {settings.host}:{settings.port}: {error}") from error
 
 
 def _state(folder: Path | None, no_state: bool, port: int) -> Path | None:
