@@ -21,7 +21,7 @@ def config_flags(command: F) -> F:
     """Decorate a command with a flag for each key; they arrive as keyword arguments, by ``parameter``."""
     for option in reversed(list(options())):
         command = click.option(
-            f"{option.flag}/--no-{option.flag[2:]}" if option.type is bool else option.flag,
+            _switch(option.flag) if option.type is bool else option.flag,
             parameter(option),
             type=_type(option),
             default=None,
@@ -45,6 +45,10 @@ def given(ctx: click.Context) -> Tables:
                 Path.cwd() / value if isinstance(value, Path) else value
             )
     return values
+
+
+def _switch(flag: str) -> str:
+    return flag if "/" in flag else f"{flag}/--no-{flag[2:]}"
 
 
 def _many(option: Option) -> bool:

@@ -21,6 +21,7 @@ from agentsched.daemon.config import ConfigError, load_config, restart_needed
 from agentsched.daemon.host import Watcher
 from agentsched.daemon.server import Daemon, NoKeys
 from agentsched.daemon.settings import Config, EngineSettings
+from agentsched.daemon.state import StateError
 from agentsched.engines.byte_frontend import VOCABULARY, ByteFrontend
 from agentsched.engines.contract import Engine, EngineGone
 from agentsched.engines.frontend import Frontend
@@ -97,7 +98,7 @@ def serve(
     source = _source(config.engine)
     try:
         asyncio.run(_serve(source, loaded, load, ready_file))
-    except (EngineGone, NoKeys) as error:
+    except (EngineGone, NoKeys, StateError) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
         at = config.daemon.socket or f"{config.daemon.host}:{config.daemon.port}"

@@ -89,6 +89,8 @@ class Core:
                 for name in event.preempted:
                     if name in self.state.programs:
                         self._rank(orders, self.state.programs[name], preempted=True)
+                if event.snapshot:
+                    self._take_over(orders, event)
             case ev.ProgramClosed() if subject is not None:
                 self._ranks.pop(subject.name, None)
                 if subject.home is not None:
@@ -99,6 +101,16 @@ class Core:
             case ev.CallFinished() | ev.CallAborted() | ev.ToolStarted() | ev.ToolProgressed() if subject:
                 if subject.in_gap and subject.foreground:
                     self.policy.retention.away(self.state, orders, subject)
+
+    def _take_over(self, orders: Orders, report: ev.StepReport) -> None:
+        """The engine holds KV from before it was attached here: say anew what that is worth. The first
+        order of this epoch ends all that earlier cores ordered."""
+        for held in report.held:
+            program = self.state.programs.get(held.program)
+            if program is None:
+                orders.forget(held.program, report.engine, "nobody knows this program any more")
+            elif program.home == report.engine and not program.foreground:
+                self.policy.retention.paused(self.state, orders, program, report.engine)
 
     def _engage(self, orders: Orders, *, engaged: bool) -> None:
         """Tell engines all that they are to know, or that it holds no more."""

@@ -99,6 +99,24 @@ class ProgramAnnotated(Event, frozen=True, kw_only=True):
         _check_deadline(self.deadline_s, "ProgramAnnotated")
 
 
+class ProgramRestored(Event, frozen=True, kw_only=True):
+    """What is known from before of a program that was just opened: an earlier life of the host ran it.
+
+    It has been open for ``open_s`` seconds, and has no live call. ``shared_tokens`` of its context were held
+    for others before its first call. ``asked``: tool calls of its last answer whose results did not come
+    yet, with their gap keys; ``gap_key`` is what its gap is predicted by.
+    """
+
+    program: str
+    open_s: float
+    calls_done: int
+    first_prompt_tokens: int
+    context_tokens: int
+    shared_tokens: int = 0
+    gap_key: str = ""
+    asked: tuple[ToolCallRef, ...] = ()
+
+
 class CallArrived(Event, frozen=True, kw_only=True):
     """A call reached the gateway; it waits there until its program is admitted.
 
@@ -271,6 +289,7 @@ class Woken(Event, frozen=True, kw_only=True):
 AnyEvent = (
     ProgramOpened
     | ProgramAnnotated
+    | ProgramRestored
     | CallArrived
     | CallStarted
     | FirstToken

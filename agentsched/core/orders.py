@@ -116,7 +116,11 @@ class Orders:
         )
 
     def release(self, program: Program, engine: str, reason: str) -> None:
-        self.decided.append(de.Release(program=program.name, engine=engine, **self._order(reason)))  # type: ignore[arg-type]
+        self.forget(program.name, engine, reason)
+
+    def forget(self, program: str, engine: str, reason: str) -> None:
+        """Release a program by name, open or not."""
+        self.decided.append(de.Release(program=program, engine=engine, **self._order(reason)))  # type: ignore[arg-type]
 
     def terms(self, engine: str, reason: str, **terms: float) -> None:
         self.decided.append(de.EngineTerms(engine=engine, **terms, **self._order(reason)))  # type: ignore[arg-type]

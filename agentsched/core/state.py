@@ -23,21 +23,12 @@ from __future__ import annotations
 
 from agentsched.core import events as ev
 from agentsched.core.engine_state import EngineState as EngineState
+from agentsched.core.models import Models
 from agentsched.core.program_state import Call as Call
 from agentsched.core.program_state import Phase as Phase
 from agentsched.core.program_state import Program as Program
 from agentsched.core.program_state import RunningTool
-from agentsched.graphs.predict import (
-    ContextModel,
-    GapModel,
-    MemoryModel,
-    ProgressModel,
-    ReturnModel,
-    quarter,
-)
-
-MOST_GONE = 4096
-"""Expired programs that are remembered, so that those that come back correct what was believed."""
+from agentsched.graphs.predict import quarter
 
 
 class IllegalEvent(Exception):
@@ -63,22 +54,17 @@ TRANSITIONS: dict[tuple[Phase, type[ev.Event]], Phase | None] = {
 }
 
 
-class State:
+class State(Models):
     """All of the above plus the learned models. Mutated by ``apply``, ``seat`` and ``unseat``."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.programs: dict[str, Program] = {}
         self.calls: dict[str, Call] = {}
         self.engines: dict[str, EngineState] = {}
         self.seats: dict[str, dict[str, Program]] = {}  # engine -> its foreground programs
         self.queue: dict[str, Program] = {}  # programs with a call at the gateway and no seat
         self.hosts: dict[str, int] = {}  # attached hosts of tools -> memory for tools, bytes
-        self.gaps = GapModel()
-        self.memory = MemoryModel()
-        self.progress = ProgressModel()
-        self.contexts = ContextModel()
-        self.returns = ReturnModel()
-        self.gone: dict[str, Program] = {}  # expired in a gap, and not back yet
         self.programs_seen = 0
 
     def apply(self, now: float, event: ev.AnyEvent) -> Program | None:
@@ -97,6 +83,8 @@ class State:
                 return self._open(now, event)
             case ev.ProgramAnnotated():
                 return self._annotate(now, event)
+            case ev.ProgramRestored():
+                return self._restore(now, event)
             case ev.CallArrived():
                 return self._arrive(now, event)
             case ev.CallStarted() | ev.FirstToken() | ev.CallFinished() | ev.CallAborted():
@@ -193,10 +181,7 @@ class State:
             expected_calls=event.expected_calls,
         )
         self.programs[event.program] = program
-        gone = self.gone.pop(event.program, None)
-        if gone is not None and gone.gap_since_s is not None:
-            self.gaps.observe(gone.gap_key, now - gone.gap_since_s)
-            self.returns.correct(gone.awaited)
+        self.opened(program, now)
         return program
 
     def _annotate(self, now: float, event: ev.ProgramAnnotated) -> Program:
@@ -205,6 +190,26 @@ class State:
             program.expected_calls = event.expected_calls
         if event.deadline_s is not None:
             program.due_s = now + event.deadline_s
+        return program
+
+    def _restore(self, now: float, event: ev.ProgramRestored) -> Program:
+        program = self.program(event.program)
+        if program.calls or program.calls_done:
+            raise IllegalEvent(f"program {event.program!r} has made calls already")
+        program.opened_s = now - event.open_s
+        program.calls_done, program.began = event.calls_done, event.calls_done > 0
+        program.first_prompt_tokens = event.first_prompt_tokens
+        program.context_tokens, program.shared_tokens = event.context_tokens, event.shared_tokens
+        program.tools.update({ref.tool_call: ref.tool for ref in event.asked})
+        if program.calls_done:
+            program.gap_key, program.gap_since_s = event.gap_key, now
+            program.gap_is_retry = True  # how long nobody served it says nothing of its tool
+            self.contexts.resume(
+                program.name,
+                calls_done=program.calls_done,
+                tokens_now=program.context_tokens,
+                first_prompt_tokens=program.first_prompt_tokens,
+            )
         return program
 
     def _arrive(self, now: float, event: ev.CallArrived) -> Program:
@@ -327,19 +332,7 @@ class State:
         program = self.program(event.program)
         if program.calls:
             raise IllegalEvent(f"program {event.program!r} has live calls: end them before closing it")
-        if program.calls_done:
-            self.contexts.observe_program(
-                calls=program.calls_done,
-                first_prompt_tokens=program.first_prompt_tokens,
-                final_tokens=program.context_tokens,
-                program=program.name,
-            )
-        if program.gap_since_s is not None and not program.gap_is_retry:
-            self.returns.observe(program.awaited, returned=False)
-            if event.expired:
-                self.gone[event.program] = program
-                if len(self.gone) > MOST_GONE:
-                    del self.gone[next(iter(self.gone))]
+        self.closed(program, expired=event.expired)
         del self.programs[event.program]
         self.unseat(program)
         return program
@@ -369,8 +362,12 @@ class State:
                 if program.home == event.engine:
                     program.held_tokens = 0
         for held in event.held:
-            if held.program in self.programs and self.programs[held.program].home == event.engine:
-                self.programs[held.program].held_tokens = held.device_tokens
+            if (known := self.programs.get(held.program)) is None:
+                continue
+            if event.snapshot and known.home is None:  # the engine computed it for an earlier core
+                known.home = event.engine
+            if known.home == event.engine:
+                known.held_tokens = held.device_tokens
 
     def check_invariants(self) -> None:
         """Every call belongs to a program and the other way round; seats are of attached engines."""

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
 from agentsched.core.events import LEAST_WEIGHT, MOST_PRIORITY, MOST_WEIGHT
+from agentsched.daemon.answers import Usage
 from agentsched.daemon.charges import Charges
 from agentsched.daemon.errors import ApiError
 from agentsched.daemon.keys import HashedKey, hashed, key_id, matches, new_secret
@@ -99,11 +100,10 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Saved(msgspec.Struct, kw_only=True):
-    """What of all this has to survive the daemon."""
+    """What of all this has to survive the daemon, beside what each tenant is charged."""
 
     tenants: list[Tenant] = []
     keys: list[Key] = []
-    charges: dict[str, Charges] = {}
 
 
 def read_declared(path: Path) -> Declared:
@@ -121,17 +121,24 @@ def read_declared(path: Path) -> Declared:
 
 
 class Accounts:
-    """All tenants and keys. ``changed`` is called after each change of what ``save`` gives."""
+    """All tenants and keys. Whoever keeps them sets ``changed``, called after each change of what ``save``
+    gives, and ``charged``, after each of a tenant's charges (None: there are none any more)."""
 
-    def __init__(self, saved: Saved | None = None, changed: Callable[[], None] = lambda: None) -> None:
-        saved = saved or Saved()
-        self._changed = changed
-        self._made = {DEFAULT: Tenant(name=DEFAULT, salt=DEFAULT)} | {t.name: t for t in saved.tenants}
-        self._made_keys = {key.id: key for key in saved.keys}
+    def __init__(self) -> None:
+        self.changed: Callable[[], None] = lambda: None
+        self.charged: Callable[[str, Charges | None], None] = lambda tenant, charges: None
+        self._made = {DEFAULT: Tenant(name=DEFAULT, salt=DEFAULT)}
+        self._made_keys: dict[str, Key] = {}
         self._declared: dict[str, Tenant] = {}
         self._declared_keys: dict[str, Key] = {}
         self._keys: dict[str, Key] = {}
-        self._charges = dict(saved.charges)
+        self._charges: dict[str, Charges] = {}
+
+    def restore(self, saved: Saved, charges: Mapping[str, Charges]) -> None:
+        """What an earlier daemon knew."""
+        self._made |= {tenant.name: tenant for tenant in saved.tenants}
+        self._made_keys |= {key.id: key for key in saved.keys}
+        self._charges |= charges
         self._count_keys()
 
     def declare(self, declared: Declared) -> None:
@@ -154,7 +161,6 @@ class Accounts:
         return Saved(
             tenants=list(self._made.values()),
             keys=list(self._made_keys.values()),
-            charges=dict(self._charges),
         )
 
     # Who calls
@@ -192,13 +198,13 @@ class Accounts:
             raise ApiError(409, f"there is a tenant {name!r} already", param="name", code="tenant_exists")
         tenant = Tenant(name=name, salt=f"{name}#{secrets.token_hex(8)}", **terms)
         self._made[name] = tenant
-        self._changed()
+        self.changed()
         return tenant
 
     def update(self, name: str, terms: dict[str, Any]) -> Tenant:
         tenant = msgspec.structs.replace(self._changeable(name), **terms)
         self._made[name] = tenant
-        self._changed()
+        self.changed()
         return tenant
 
     def delete(self, name: str) -> None:
@@ -207,8 +213,9 @@ class Accounts:
         del self._made[name]
         self._made_keys = {i: key for i, key in self._made_keys.items() if key.tenant != name}
         self._charges.pop(name, None)
+        self.charged(name, None)
         self._count_keys()
-        self._changed()
+        self.changed()
 
     def check_deletable(self, name: str) -> None:
         """Raises ``ApiError`` if the tenant cannot go."""
@@ -245,7 +252,7 @@ class Accounts:
         key = Key(tenant=tenant, hash=hashed(secret), label=label, created_unix_s=time.time())
         self._made_keys[key.id] = key
         self._count_keys()
-        self._changed()
+        self.changed()
         return secret, key
 
     def remove_key(self, tenant: str, identifier: str) -> None:
@@ -260,7 +267,7 @@ class Accounts:
             )
         del self._made_keys[identifier]
         self._count_keys()
-        self._changed()
+        self.changed()
 
     def _count_keys(self) -> None:
         made = {i: key for i, key in self._made_keys.items() if key.tenant not in self._declared}
@@ -271,6 +278,16 @@ class Accounts:
     def charges(self, tenant: str) -> Charges:
         """The tenant's account, to be added to."""
         return self._charges.setdefault(tenant, Charges())
+
+    def served(self, tenant: str, usage: Usage) -> None:
+        """A call of the tenant was answered. It counts once its answer is on its way to a client: so a call
+        whose answer was lost with the daemon, and which is computed again, counts once."""
+        charges = self.charges(tenant)
+        charges.calls_finished += 1
+        charges.prompt_tokens += usage.prompt_tokens
+        charges.cached_tokens += usage.cached_tokens
+        charges.output_tokens += usage.output_tokens
+        self.charged(tenant, charges)
 
     def slo_ttft_s(self, tenant: str) -> float | None:
         """What the tenant is promised; None for one that was deleted meanwhile."""

@@ -97,8 +97,10 @@ class Calls:
         except ApiError:
             tenancy.identities.given_up(claim)
             raise
+        known = self._programs.open.get(claim.program)
         call = LiveCall(
             name=uuid.uuid4().hex,
+            first=known is None or not known.calls_done,
             claim=claim,
             tenancy=tenancy,
             request=request,

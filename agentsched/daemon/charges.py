@@ -1,4 +1,5 @@
-"""What each tenant used: a watcher of the same events that the core handles."""
+"""What each tenant used, but for tokens and finished calls, which count when they are delivered
+(``Accounts.served``): a watcher of the same events that the core handles."""
 
 from __future__ import annotations
 
@@ -27,6 +28,10 @@ class Charges(msgspec.Struct, kw_only=True):
     kv_token_s: float = 0.0
     slo_met: int = 0
     slo_missed: int = 0
+
+
+DELIVERED = ("calls_finished", "prompt_tokens", "cached_tokens", "output_tokens")
+"""What counts once an answer is on its way to a client."""
 
 
 @dataclass(slots=True)
@@ -90,10 +95,6 @@ class ChargesMeter:
     def _finish(self, now: float, event: ev.CallFinished) -> None:
         call = self._calls.pop(event.call)
         charges = self._charges(call.tenant)
-        charges.calls_finished += 1
-        charges.prompt_tokens += event.prompt_tokens
-        charges.cached_tokens += event.cached_tokens
-        charges.output_tokens += event.output_tokens
         promised_s = self._slo_ttft_s(call.tenant)
         if promised_s is not None:
             took_s = (call.first_token_s or now) - call.arrived_s

@@ -41,7 +41,7 @@ class Option(NamedTuple):
     @property
     def flag(self) -> str:
         named = (self.meta.extra or {}).get("flag")
-        return named or "--" + re.sub("_(s|bytes)$", "", self.key).replace("_", "-")
+        return named or "--" + re.sub("_s$", "", self.key).replace("_", "-")
 
     @property
     def live(self) -> bool:

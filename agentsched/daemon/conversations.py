@@ -40,10 +40,11 @@ _encoder = msgspec.json.Encoder(order="deterministic")
 
 @dataclass(slots=True)
 class Turn:
-    """An answer of a program, after a prompt. ``claimed`` is the digest of the live call that continues
-    it; ``next_prompt`` the chain of the prompt that did."""
+    """An answer of a program, after the prompt of this chain. ``claimed`` is the digest of the live call
+    that continues it; ``next_prompt`` the chain of the prompt that did."""
 
     program: str
+    prompt: bytes
     text_chars: int
     text_hash: bytes
     claimed: bytes | None = None
@@ -114,18 +115,29 @@ class Conversations:
     """The turns of all programs. ``remembered`` bounds each table."""
 
     def __init__(self, remembered: int) -> None:
-        self._turns: Recent[bytes, list[Turn]] = Recent(remembered)
-        self._openings: Recent[bytes, Turn] = Recent(remembered)
+        self.turns: Recent[bytes, list[Turn]] = Recent(remembered)
+        self.openings: Recent[bytes, Turn] = Recent(remembered)
 
     def answered(self, program: str, prompt: bytes, text: str) -> None:
         """The program got this answer to the prompt."""
         text = text.strip()
-        turn = Turn(program, len(text), digest(text))
-        turns = self._turns.get(prompt) or []
+        turn = Turn(program, prompt, len(text), digest(text))
+        turns = self.turns.get(prompt) or []
         turns.append(turn)
-        self._turns[prompt] = turns[-_MOST_ALIKE:]
+        self.turns[prompt] = turns[-_MOST_ALIKE:]
         if len(text) >= _OPENING_CHARS:
-            self._openings[digest(text[:_OPENING_CHARS])] = turn
+            self.openings[digest(text[:_OPENING_CHARS])] = turn
+
+    def went_on(self, turn: Turn, prompt: bytes) -> None:
+        """The call with this prompt, which continued the turn, was answered."""
+        turn.next_prompt = prompt
+        self.turns.touch(turn.prompt)
+
+    def recover(self) -> None:
+        """Calls that were live in an earlier life are so no more."""
+        for turns in self.turns.values():
+            for turn in turns:
+                turn.claimed = None
 
     def continued(
         self, talk: Talk, call: bytes, *, retry: bool, allowed: Callable[[str], bool]
@@ -134,7 +146,7 @@ class Conversations:
         for index in range(len(talk.messages) - 1, 0, -1):
             message = talk.messages[index]
             if message.get("role") == "assistant":
-                known = self._turns.get(talk.chains[index]) or ()
+                known = self.turns.get(talk.chains[index]) or ()
                 said = _Said(message)
                 turns = [t for t in known if t.is_said_by(said) and allowed(t.program)]
                 if turns:
@@ -163,7 +175,7 @@ class Conversations:
     def _quoted(self, text: str, at: int, allowed: Callable[[str], bool]) -> str | None:
         if len(text) - at < _OPENING_CHARS:
             return None
-        turn = self._openings.get(digest(text[at : at + _OPENING_CHARS]))
+        turn = self.openings.get(digest(text[at : at + _OPENING_CHARS]))
         if turn is None or not allowed(turn.program):
             return None
         return turn.program if digest(text[at : at + turn.text_chars]) == turn.text_hash else None

@@ -15,6 +15,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from agentsched.daemon.access import TENANCY, Access
+from agentsched.daemon.accounts import Accounts
 from agentsched.daemon.apis import APIS, Api, ChatCompletions, Completions, Messages, Request
 from agentsched.daemon.apis.reading import check_program, decode_object
 from agentsched.daemon.calls import Calls
@@ -56,6 +57,7 @@ class Gateway:
         frontend: Frontend,
         delivery: Delivery,
         care: PrefixCare,
+        accounts: Accounts,
     ) -> None:
         self._calls = calls
         self._programs = programs
@@ -65,6 +67,7 @@ class Gateway:
         self._frontend = frontend
         self._delivery = delivery
         self._care = care
+        self._accounts = accounts
         self._measuring: set[asyncio.Task[None]] = set()
         self._started_unix_s = int(time.time())
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="agentsched-tokenize")
@@ -127,10 +130,14 @@ class Gateway:
             else:
                 self._metrics.identified(call.claim.known_by)
                 self._measure(call, changes)
+            tenant = self._programs.open[call.program].tenant
             writer = request.writer(call.name, int(time.time()))
-            if request.stream:
-                return await self._delivery.stream(http, call, writer, _names(call))
-            return await self._delivery.whole(http, call, writer, _names(call))
+            deliver = self._delivery.stream if request.stream else self._delivery.whole
+            answer = await deliver(http, call, writer, _names(call))
+            if call.ending is not None and not call.charged:
+                call.charged = True
+                self._accounts.served(tenant, call.ending.usage)
+            return answer
         finally:
             self._calls.leave(call)
 
@@ -148,9 +155,8 @@ class Gateway:
 
     def _measure(self, call: LiveCall, changes: list[Change]) -> None:
         """Once the call is over, count what prefix care has gained."""
-        first = self._programs.open[call.program].calls_done == 0
         for change in changes:
-            if first or not change.once:
+            if call.first or not change.once:
                 task = asyncio.create_task(self._gained(call, change))
                 self._measuring.add(task)
                 task.add_done_callback(self._measuring.discard)

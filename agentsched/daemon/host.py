@@ -136,6 +136,8 @@ class Host:
             # Also when the core breaks: the event that broke it is the last one of the log.
             if self._event_log is not None and not refused:
                 self._event_log.write(now, event, decided)
+        if self._event_log is not None:
+            self._event_log.go_on(self._core)
         for watcher in self._watchers:
             watcher.observe(now, event, decided)
         for decision in decided:

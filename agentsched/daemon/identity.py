@@ -33,7 +33,7 @@ import secrets
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -50,8 +50,12 @@ _MOST_MEMBERS = 250
 _encoder = msgspec.json.Encoder(order="deterministic")
 
 
-K = TypeVar("K")
-V = TypeVar("V")
+class Table(NamedTuple):
+    """One of the tables, and what its keys and values are."""
+
+    entries: Recent[Any, Any]
+    key: type
+    value: Any
 
 
 @dataclass(slots=True)
@@ -132,9 +136,29 @@ class Identities:
         self._profiles: Recent[str, _Profile] = Recent(remembered)
         self._parents: Recent[str, str] = Recent(remembered)
         self._scopes: Recent[str, list[str]] = Recent(remembered)
-        self._opening: dict[bytes, list[str]] = {}  # live first calls, by digest
+        self._opening: Recent[bytes, list[str]] = Recent(remembered)  # live first calls, by digest
         self._given_up: Recent[bytes, list[str]] = Recent(remembered)
         self._live: dict[str, list[bytes]] = {}
+
+    def tables(self) -> dict[str, Table]:
+        """All that is worth keeping for a next life: hashes and ids, never a text."""
+        return {
+            "minted": Table(self._minted, str, Minted),
+            "profile": Table(self._profiles, str, _Profile),
+            "parent": Table(self._parents, str, str),
+            "scope": Table(self._scopes, str, list[str]),
+            "opening": Table(self._opening, bytes, list[str]),
+            "given up": Table(self._given_up, bytes, list[str]),
+            "turn": Table(self._conversations.turns, bytes, list[Turn]),
+            "quotation": Table(self._conversations.openings, bytes, Turn),
+        }
+
+    def recover(self) -> None:
+        """The tables are those of an earlier life. Calls that were live then are given up, and come again."""
+        self._conversations.recover()
+        for call, programs in self._opening.items():
+            self._given_up[call] = list(dict.fromkeys([*(self._given_up.get(call) or ()), *programs]))
+            self._opening.pop(call)
 
     def resolve(self, ask: Ask) -> Claim:
         """Find the call's program, or make one up.
@@ -153,6 +177,7 @@ class Identities:
         if not side:
             known.kind, known.tools = profile.kind, profile.tools
         known.calls += 1
+        self._profiles.touch(found.program)
         if found.parent is not None:
             self._parents[found.program] = found.parent
         if found.turn is not None and not side:
@@ -192,6 +217,7 @@ class Identities:
             if known.asked_by != call:
                 known.asked_by, known.asked = call, []
             known.asked.append(tool_call)
+            self._profiles.touch(program)
 
     def minted(self, tool_call: str) -> Minted | None:
         """Which call asked for this tool call, if we minted its id and still know."""
@@ -203,8 +229,9 @@ class Identities:
         for tool_call in claim.answers:
             if (minted := self._minted.get(tool_call)) is not None:
                 minted.answered = True
+                self._minted.touch(tool_call)
         if claim.turn is not None:
-            claim.turn.next_prompt = claim.chain
+            self._conversations.went_on(claim.turn, claim.chain)
         self._conversations.answered(claim.program, claim.chain, text)
 
     def left(self, claim: Claim) -> None:
@@ -222,8 +249,12 @@ class Identities:
     def _end(self, claim: Claim) -> None:
         if claim.turn is not None:
             claim.turn.claimed = None
-        _take_out(self._opening, claim.digest, claim.program)
-        _take_out(self._live, claim.program, claim.digest)
+        if claim.program in (opening := self._opening.get(claim.digest) or []):
+            _put(self._opening, claim.digest, [program for program in opening if program != claim.program])
+        if claim.digest in (live := self._live.get(claim.program, [])):
+            live.remove(claim.digest)
+            if not live:
+                del self._live[claim.program]
 
     def _line(self, program: str) -> Iterator[str]:
         """The program and those that it descends from."""
@@ -328,16 +359,16 @@ class Identities:
         return None if program is None else _Found(program, "quotation")
 
     def _first(self, ask: Ask, scope: Signal | None) -> _Found:
-        opening = self._opening.setdefault(ask.digest, [])
-        given_up = self._given_up.get(ask.digest)
-        if given_up:
-            program = given_up.pop(0)
+        opening = self._opening.get(ask.digest) or []
+        if given_up := self._given_up.get(ask.digest):
+            program = given_up[0]
+            _put(self._given_up, ask.digest, given_up[1:])
         elif ask.retry and len(opening) == 1:
             return _Found(opening[0], "retry")
         else:
             program = scope.program if scope else self.new_name()
         if program not in opening:
-            opening.append(program)
+            self._opening[ask.digest] = [*opening, program]
         return _Found(program, "new")
 
 
@@ -346,12 +377,11 @@ def call_digest(chat: ChatRequest, stop: Sequence[str] = ()) -> bytes:
     return digest(_encoder.encode([msgspec.to_builtins(chat, str_keys=True), stop]))
 
 
-def _take_out(table: dict[K, list[V]], key: K, entry: V) -> None:
-    entries = table.get(key, [])
-    if entry in entries:
-        entries.remove(entry)
-        if not entries:
-            del table[key]
+def _put(table: Recent[bytes, list[str]], call: bytes, programs: list[str]) -> None:
+    if programs:
+        table[call] = programs
+    else:
+        table.pop(call)
 
 
 def _profile(ask: Ask, talk: Talk) -> _Profile:

@@ -17,7 +17,8 @@ from agentsched.engines.frontend import Prepared
 @dataclass(eq=False, kw_only=True)
 class LiveCall:
     """``pieces`` is the answer so far; then either ``ending`` or ``error`` is set, and nothing changes
-    any more. ``delivered``: some of it has left for a client. ``clients`` have asked for it so far, and
+    any more. ``delivered``: some of it has left for a client; ``charged``: all has, and its tenant's account
+    knows of it. ``first``: its program had no answer before. ``clients`` have asked for it so far, and
     ``attached`` of them still wait. The first ``shared_tokens`` of its prompt are no secret."""
 
     name: str
@@ -27,9 +28,11 @@ class LiveCall:
     prepared: Prepared
     shared_tokens: int
     arrived_s: float
+    first: bool
     clients: int = 1
     attached: int = 1
     delivered: bool = False
+    charged: bool = False
     pieces: list[Piece] = field(default_factory=list)
     ending: Ending | None = None
     error: ApiError | None = None

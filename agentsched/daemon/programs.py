@@ -83,6 +83,10 @@ class Programs:
                     view.expected_calls = event.expected_calls
                 if event.deadline_s is not None:
                     view.due_s = now + event.deadline_s
+            case ev.ProgramRestored():
+                view = self.open[event.program]  # for its idle time only the daemon's own counts
+                view.opened_s, view.calls_done = now - event.open_s, event.calls_done
+                view.context_tokens = event.context_tokens
             case ev.ProgramClosed():
                 self.open.pop(event.program, None)
             case ev.CallArrived():

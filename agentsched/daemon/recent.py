@@ -10,11 +10,15 @@ V = TypeVar("V")
 
 
 class Recent(Generic[K, V]):
-    """A table of at most ``limit`` entries that forgets what was not used for longest."""
+    """A table of at most ``limit`` entries that forgets what was not used for longest.
+
+    Once it is ``watch``ed it remembers what has changed, for a copy that lasts longer.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._entries: OrderedDict[K, V] = OrderedDict()
+        self._changed: dict[K, None] | None = None
 
     def __contains__(self, key: object) -> bool:
         return key in self._entries
@@ -29,11 +33,36 @@ class Recent(Generic[K, V]):
     def __setitem__(self, key: K, value: V) -> None:
         self._entries[key] = value
         self._entries.move_to_end(key)
+        self.touch(key)
         if len(self._entries) > self._limit:
-            self._entries.popitem(last=False)
+            self.touch(self._entries.popitem(last=False)[0])
 
     def get(self, key: K) -> V | None:
         return self[key] if key in self._entries else None
 
     def pop(self, key: K) -> V | None:
+        self.touch(key)
         return self._entries.pop(key, None)
+
+    def items(self) -> list[tuple[K, V]]:
+        """All of them, what was not used for longest first."""
+        return list(self._entries.items())
+
+    def values(self) -> list[V]:
+        return list(self._entries.values())
+
+    def touch(self, key: K) -> None:
+        """The entry has changed in itself."""
+        if self._changed is not None:
+            self._changed[key] = None
+
+    def watch(self) -> None:
+        """Remember changes from now on."""
+        self._changed = {}
+
+    def changes(self) -> dict[K, V | None]:
+        """What changed since this was last asked; None: it is gone. In order of the last change."""
+        if not self._changed:
+            return {}
+        changed, self._changed = self._changed, {}
+        return {key: self._entries.get(key) for key in changed}

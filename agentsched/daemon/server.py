@@ -24,7 +24,7 @@ from agentsched.daemon.care import PrefixCare
 from agentsched.daemon.charges import ChargesMeter
 from agentsched.daemon.delivery import Delivery
 from agentsched.daemon.errors import ApiError, engine_gone
-from agentsched.daemon.eventlog import EventLog
+from agentsched.daemon.eventlog import EventLog, Limits
 from agentsched.daemon.gate import Gate
 from agentsched.daemon.gateway import Gateway
 from agentsched.daemon.host import Host, Watcher
@@ -39,6 +39,7 @@ from agentsched.daemon.programs import Programs
 from agentsched.daemon.programs_api import ProgramsApi
 from agentsched.daemon.settings import Settings
 from agentsched.daemon.sharing import SharedPrefixes
+from agentsched.daemon.state import Database, Keeper, records
 from agentsched.daemon.status_api import StatusApi
 from agentsched.daemon.supervisor import Supervisor
 from agentsched.daemon.tenancy import Tenancies
@@ -47,7 +48,6 @@ from agentsched.engines.frontend import Frontend
 
 _log = logging.getLogger(__name__)
 
-_EPOCH = 1  # engines live and die with their daemon, so no orders of an earlier one can be around
 _SHUTDOWN_RETRY_S = 5.0
 
 
@@ -68,8 +68,8 @@ class Daemon:
     ``make_engine`` is called for each life of the engine; ``make_identities``, with what the names of a
     tenant's programs begin with, for each tenant; ``declared`` are tenants and keys; ``run`` goes into the
     event log's header; ``watchers`` see what the core handles. Entering raises ``OSError`` if the address or
-    the log cannot be used, ``NoKeys`` if others than this machine could call without a key, and
-    ``EngineGone`` if the engine does not start.
+    the log cannot be used, ``StateError`` if the state cannot, ``NoKeys`` if others than this machine could
+    call without a key, and ``EngineGone`` if the engine does not start.
     """
 
     def __init__(
@@ -100,6 +100,11 @@ class Daemon:
     def engines(self) -> dict[str, Engine]:
         """The attached engines by name."""
         return self._host.engines
+
+    @property
+    def state_failing(self) -> bool:
+        """Whether what outlives the daemon cannot be written at the moment."""
+        return self._keeper is not None and self._keeper.failing
 
     async def __aenter__(self) -> Daemon:
         try:
@@ -133,19 +138,28 @@ class Daemon:
 
     async def _start(self) -> None:
         settings, stack = self._settings, self._stack
-        core = Core(make_policy(settings.policy), epoch=_EPOCH)
         # Before anything slow, so that a port or a log that cannot be had is known at once. Who connects
         # before the engine is ready waits in the socket's queue.
-        self.accounts.declare(self._declared)
         listening = stack.enter_context(listen(settings))
+        self.url = url_of(listening)
+        folder = settings.state_folder
+        database = None if folder is None else Database(folder)
+        if database is not None:
+            stack.callback(database.close)
+            self.accounts.restore(*records.accounts(database))
+        self.accounts.declare(self._declared)
         if not self.accounts.locked and others_reach(listening):
             raise NoKeys(settings.host)
-        self.url = url_of(listening)
-        log = self._open_log()
-        self._assemble(core, log)
+        core = self._make_core(database)
+        log = self._open_log(core)
+        self._assemble(core, log, database)
         stack.callback(self._host.close)
         if settings.observe:
             self._host.post(ev.PolicyEngaged(engaged=False))
+        if self._keeper is not None:
+            stack.push_async_callback(self._keeper.close)
+            if count := self._keeper.restore(self._host):
+                _log.info("took up %d programs of an earlier daemon", count)
         stack.callback(self._gateway.close)
         supervisor = Supervisor(self._make_engine, self._host, stall_s=settings.stall_s)
         stack.push_async_callback(self._stop_engine)
@@ -167,27 +181,44 @@ class Daemon:
         sweeper = asyncio.create_task(self._sweep(), name="idle programs")
         stack.push_async_callback(_cancel, sweeper)
 
-    def _open_log(self) -> EventLog | None:
+    def _make_core(self, database: Database | None) -> Core:
+        # An engine may outlive the daemon: it heeds the orders of the highest epoch that it has heard of.
+        epoch = int(time.time()) if database is None else database.begin_epoch()
+        core = Core(make_policy(self._settings.policy), epoch=epoch)
+        self._epoch = epoch
+        if database is not None and (known := records.models(database)) is not None:
+            try:
+                core.state.learn(known)
+            except ValueError as error:
+                _log.error("what was learned before is of another make, and begins anew: %s", error)
+        return core
+
+    def _open_log(self, core: Core) -> EventLog | None:
         settings = self._settings
         if settings.log is None:
             return None
         header = Header(
             agentsched=__version__,
             policy=settings.policy,
-            epoch=_EPOCH,
+            epoch=self._epoch,
             started_unix_s=time.time(),
             run=self._run,
         )
-        return EventLog(settings.log, header)
+        return EventLog(settings.log, header, core, Limits(settings.log_bytes, settings.log_files))
 
-    def _assemble(self, core: Core, log: EventLog | None) -> None:
+    def _assemble(self, core: Core, log: EventLog | None, database: Database | None) -> None:
         settings = self._settings
         self._programs = Programs()
         metrics = Metrics(self._programs)
         gate = Gate()
         meter = ChargesMeter(self.accounts.charges, self.accounts.slo_ttft_s)
-        self._host = Host(core, gate, watchers=[self._programs, metrics, meter, *self._watchers], log=log)
         tenancies = Tenancies(self.accounts, self._make_identities)
+        watchers: list[Watcher] = [self._programs, metrics, meter, *self._watchers]
+        self._keeper: Keeper | None = None
+        if database is not None:
+            self._keeper = Keeper(database, core, self._programs, tenancies, self.accounts)
+            watchers.append(self._keeper)
+        self._host = Host(core, gate, watchers=watchers, log=log)
         self._care = PrefixCare(settings.no_care)
         self._patience = Patience.of(settings)
         self._shared = SharedPrefixes(self._declared.shared_prefixes, self._frontend)
@@ -205,8 +236,9 @@ class Daemon:
             self._shared,
             metrics,
             self._frontend,
-            Delivery(self._patience),
+            Delivery(self._patience, None if self._keeper is None else self._keeper.written),
             self._care,
+            self.accounts,
         )
         self._operations = self._own(tenancies, metrics, meter)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
+import platformdirs
 from msgspec import Meta
 
 from agentsched.core import POLICY_NAMES
@@ -49,7 +50,30 @@ class Settings(Section, frozen=True, kw_only=True):
             extra=LIVE,
         ),
     ] = False
-    log: Annotated[Path | None, Meta(description="Write every event and decision here.")] = None
+    log: Annotated[
+        Path | None,
+        Meta(description="Write every event and decision here (agentsched replay reads it)."),
+    ] = None
+    log_bytes: Annotated[
+        int, Meta(description="Bytes after which the log goes on in a new file.", ge=10_000)
+    ] = 64_000_000
+    log_files: Annotated[
+        int, Meta(description="Files of the log that are kept, the newest one among them.", ge=1)
+    ] = 8
+    state: Annotated[
+        Path | None,
+        Meta(
+            description="Folder of what outlives the daemon: programs, who is who, what was learned, "
+            "accounts. By default one for each port or socket in the user's state folder; none with port 0."
+        ),
+    ] = None
+    keep_state: Annotated[
+        bool,
+        Meta(
+            description="Keep a state at all; else the daemon begins with nothing and leaves nothing.",
+            extra={"flag": "--keep-state/--no-state"},
+        ),
+    ] = True
     max_hold_s: Annotated[
         float,
         Meta(
@@ -123,7 +147,20 @@ class Settings(Section, frozen=True, kw_only=True):
         int, Meta(description="Bytes of the largest request that is read.", ge=1024)
     ] = 64 * 1024 * 1024
 
+    @property
+    def state_folder(self) -> Path | None:
+        """Where the state is, if any is kept."""
+        if not self.keep_state:
+            return None
+        if self.state is None and self.socket is not None:
+            return platformdirs.user_state_path("agentsched") / f"socket-{self.socket.name}"
+        if self.state is None and self.port:
+            return platformdirs.user_state_path("agentsched") / f"port-{self.port}"
+        return self.state
+
     def __post_init__(self) -> None:
+        if self.state is not None and not self.keep_state:
+            raise ValueError("state names a folder, and keep_state says that none is kept: leave one out")
         if self.policy not in POLICY_NAMES:
             raise ValueError(f"there is no policy {self.policy!r}; there are: {', '.join(POLICY_NAMES)}")
         if unknown := sorted(self.no_care - RULES.keys()):

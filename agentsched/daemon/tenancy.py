@@ -70,9 +70,12 @@ class Tenancy:
 
 
 class Tenancies:
-    """Those of all tenants, made when they are first needed."""
+    """Those of all tenants, made when they are first needed. Whoever keeps what identities know sets
+    ``made``, called with each new one, and ``forgotten``."""
 
     def __init__(self, accounts: Accounts, make_identities: Callable[[str], Identities]) -> None:
+        self.made: Callable[[str, Identities], None] = lambda name, identities: None
+        self.forgotten: Callable[[str], None] = lambda name: None
         self._accounts = accounts
         self._make_identities = make_identities
         self._known: dict[str, Tenancy] = {}
@@ -82,8 +85,10 @@ class Tenancies:
         self._accounts.tenant(name)
         if name not in self._known:
             self._known[name] = Tenancy(name, self._accounts, self._make_identities)
+            self.made(name, self._known[name].identities)
         return self._known[name]
 
     def forget(self, name: str) -> None:
         """The tenant was deleted. Whoever gets its name finds nothing of it."""
         self._known.pop(name, None)
+        self.forgotten(name)

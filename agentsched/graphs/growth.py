@@ -23,7 +23,9 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from agentsched.graphs.lifetable import KERNEL, LifeTable
+import msgspec
+
+from agentsched.graphs.lifetable import KERNEL, LifeTable, Table
 from agentsched.graphs.samples import Window, amount, share
 
 PRIOR_CALLS = 12.0
@@ -100,6 +102,23 @@ class Live:
         self.marks: list[list[float]] = [[0, first_prompt_tokens, first_prompt_tokens]]
 
 
+class Grown(msgspec.Struct, frozen=True):
+    """What ``Growth`` knows, as a value: (tokens, calls), faded by ``weight``."""
+
+    classes: dict[int, tuple[float, float]]
+    pooled: tuple[float, float]
+    weight: float
+
+
+class Contexts(msgspec.Struct, frozen=True):
+    """What ``ContextModel`` knows, as a value, but for live programs."""
+
+    calls: Table
+    finals: Table
+    growth: Grown
+    ratios: list[list[float]]
+
+
 class Growth:
     """Tokens grown and calls made, by size class and over all, fading."""
 
@@ -126,6 +145,12 @@ class Growth:
         if len(self._classes) >= self.CLASSES:
             del self._classes[next(iter(self._classes))]
         self._classes[size] = (old[0] + tokens, old[1] + calls)
+
+    def dump(self) -> Grown:
+        return Grown(dict(self._classes), self._pooled, self._weight)
+
+    def load(self, known: Grown) -> None:
+        self._classes, self._pooled, self._weight = dict(known.classes), known.pooled, known.weight
 
     def tokens_per_call(self, size: int, prior: float) -> float:
         """Of programs that began alike; where little is known, of all, and at first ``prior``."""
@@ -181,6 +206,29 @@ class ContextModel:
             live.marks.append([calls_done, tokens_now, tokens_now])
         else:
             live.marks[-1][2] = max(live.marks[-1][2], tokens_now)
+
+    def resume(self, program: str, *, calls_done: int, tokens_now: int, first_prompt_tokens: int) -> None:
+        """A program is alive that is known from before: its way up to here teaches nothing new."""
+        live = self._live[program] = Live(first_prompt_tokens)
+        live.calls, live.peak_tokens = calls_done, max(tokens_now, first_prompt_tokens)
+        live.call_bucket = self._calls.bucket(max(0.0, calls_done - 0.5))
+        live.token_bucket = self._finals.bucket(live.peak_tokens)
+        live.marks = [[calls_done, tokens_now, tokens_now]]
+
+    def dump(self) -> Contexts:
+        """All that was learned."""
+        ratios = [stage.dump() for stage in self._ratios]
+        return Contexts(self._calls.dump(), self._finals.dump(), self._growth.dump(), ratios)
+
+    def load(self, known: Contexts) -> None:
+        """Know that and no more. Raises ValueError where it does not fit."""
+        ratios = [Window.loaded(self.RATIOS, stage) for stage in known.ratios]
+        if len(ratios) != self.STAGES:
+            raise ValueError(f"ratios are kept for {self.STAGES} stages")
+        self._calls.load(known.calls)
+        self._finals.load(known.finals)
+        self._growth.load(known.growth)
+        self._ratios = ratios
 
     def observe_program(
         self, *, calls: int, first_prompt_tokens: int, final_tokens: int, program: str = ""

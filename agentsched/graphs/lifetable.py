@@ -22,6 +22,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
 LEAN = 0.5
 """Entries into a bucket that the prior hazard is worth there."""
 
@@ -51,6 +53,17 @@ class Move(NamedTuple):
     ended: bool
 
 
+class Table(msgspec.Struct, frozen=True):
+    """What a life table knows, as a value: (left, ended) of all and by class, faded by ``weight``."""
+
+    pooled: tuple[list[float], list[float]]
+    classes: dict[int, tuple[list[float], list[float]]]
+    pending: list[Move]
+    weight: float
+    applied: int
+    endings: int
+
+
 class Counts:
     """Entries that left a bucket, and endings in it."""
 
@@ -59,6 +72,18 @@ class Counts:
     def __init__(self, buckets: int) -> None:
         self.left = [0.0] * buckets
         self.ended = [0.0] * buckets
+
+    def dump(self) -> tuple[list[float], list[float]]:
+        return (list(self.left), list(self.ended))
+
+    @classmethod
+    def loaded(cls, buckets: int, known: tuple[list[float], list[float]]) -> Counts:
+        """Raises ValueError where the buckets were other ones."""
+        if any(len(counts) != buckets for counts in known):
+            raise ValueError(f"a life table here has {buckets} buckets")
+        counts = cls(buckets)
+        counts.left, counts.ended = list(known[0]), list(known[1])
+        return counts
 
     def add(self, move: Move, weight: float) -> None:
         for bucket in range(move.start, move.end + move.ended):
@@ -150,6 +175,29 @@ class LifeTable:
         self._weight = 1.0
         self._applied = 0
         self.endings = 0
+
+    def dump(self) -> Table:
+        """All that was learned."""
+        return Table(
+            self._pooled.dump(),
+            {size: counts.dump() for size, counts in self._classes.items()},
+            list(self._pending),
+            self._weight,
+            self._applied,
+            self.endings,
+        )
+
+    def load(self, known: Table) -> None:
+        """Know that and no more. Raises ValueError where it does not fit, and knows what it knew then."""
+        buckets = len(self._prior)
+        if known.weight < 1.0 or any(not 0 <= m.start <= m.end < buckets for m in known.pending):
+            raise ValueError("a life table never was like this")
+        pooled = Counts.loaded(buckets, known.pooled)
+        self._classes = {size: Counts.loaded(buckets, counts) for size, counts in known.classes.items()}
+        self._pooled, self._pending, self._weight = pooled, list(known.pending), known.weight
+        self._pending_endings = sum(move.ended for move in known.pending)
+        self._applied, self.endings = known.applied, known.endings
+        self._compiled.clear()
 
     def bucket(self, position: float) -> int:
         """Index of the bucket, the last one for all beyond."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from agentsched.graphs.samples import LARGEST, Window, amount, keys_of
+from agentsched.graphs.samples import LARGEST, Samples, Window, amount, keys_of
 
 FEW = 3
 """Below so many samples a source does not stand alone."""
@@ -50,6 +50,19 @@ class MemoryModel:
             self._by_tool[key] = window
             window.add(peak)
         self._pooled.add(peak)
+
+    def dump(self) -> Samples:
+        """All that was learned."""
+        return Samples.of(self._by_tool, self._pooled)
+
+    def load(self, known: Samples) -> None:
+        """Know that and no more. Raises ValueError on what was never dumped."""
+        pooled = Window.loaded(self.SAMPLES_POOLED, known.pooled)
+        self._by_tool = {
+            key: Window.loaded(self.SAMPLES_PER_TOOL, values)
+            for key, values in list(known.by_key.items())[-self.MAX_TOOLS :]
+        }
+        self._pooled = pooled
 
     def peak_bytes(self, tool: str) -> int:
         """What a call of this key will hardly exceed."""

@@ -26,11 +26,13 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from agentsched.graphs.growth import ContextModel
+import msgspec
+
+from agentsched.graphs.growth import ContextModel, Contexts
 from agentsched.graphs.memory import OWN_PEAKS, MemoryModel
 from agentsched.graphs.progress import ProgressModel, quarter
 from agentsched.graphs.returns import ReturnModel
-from agentsched.graphs.samples import LARGEST, LONGEST_KEY, Window, amount, keys_of
+from agentsched.graphs.samples import LARGEST, LONGEST_KEY, Samples, Window, amount, keys_of
 
 __all__ = [
     "ENOUGH",
@@ -41,6 +43,7 @@ __all__ = [
     "PRIOR_GAPS_S",
     "ContextModel",
     "GapModel",
+    "Learned",
     "MemoryModel",
     "ProgressModel",
     "ReturnModel",
@@ -61,6 +64,16 @@ TAIL_INDEX = 1.5
 
 LONGEST_GAP_S = 1e6
 """Longer gaps are learned as this: a program left open for weeks says nothing of its tool."""
+
+
+class Learned(msgspec.Struct, frozen=True):
+    """What all models know, as a value that outlives a process."""
+
+    gaps: Samples
+    memory: Samples
+    progress: list[list[float]]
+    contexts: Contexts
+    returns: list[list[float]] = []
 
 
 class _Source(NamedTuple):
@@ -93,6 +106,19 @@ class GapModel:
             self._by_tool[key] = window
             window.add(gap_s)
         self._pooled.add(gap_s)
+
+    def dump(self) -> Samples:
+        """All that was learned."""
+        return Samples.of(self._by_tool, self._pooled)
+
+    def load(self, known: Samples) -> None:
+        """Know that and no more. Raises ValueError on what was never dumped."""
+        pooled = Window.loaded(self.SAMPLES_POOLED, known.pooled)
+        self._by_tool = {
+            key: Window.loaded(self.SAMPLES_PER_TOOL, values)
+            for key, values in list(known.by_key.items())[-self.MAX_TOOLS :]
+        }
+        self._pooled = pooled
 
     def samples(self, tool: str) -> Sequence[float]:
         """The durations that stand for this key, ascending, never empty. Not to be changed."""

@@ -7,7 +7,7 @@ the work done, and give the spread. A stated prior answers first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from agentsched.graphs.samples import Window, amount, share
 
@@ -37,6 +37,16 @@ class ProgressModel:
             if share("fraction", fraction) >= LEAST_FRACTION and amount("elapsed_s", elapsed_s) > 0:
                 ratio = lasted_s * fraction / elapsed_s
                 self._ratios[quarter(fraction)].add(min(MOST_RATIO, ratio))
+
+    def dump(self) -> list[list[float]]:
+        """All that was learned."""
+        return [ratios.dump() for ratios in self._ratios]
+
+    def load(self, known: Sequence[Sequence[float]]) -> None:
+        """Know that and no more. Raises ValueError on what was never dumped."""
+        self._ratios = [
+            Window.loaded(SAMPLES, ratios) for _, ratios in zip(range(QUARTERS), known, strict=True)
+        ]
 
     def durations_s(self, fraction: float, elapsed_s: float) -> list[float]:
         """``len(PRIOR_RATIOS)`` ascending samples of equal weight that stand for how long the tool lasts in

@@ -9,6 +9,9 @@ who did not is mostly done. Both shares are learned by counting, and silence cou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import inf
+
 from agentsched.graphs.samples import share
 
 PRIOR = {True: (49.0, 1.0), False: (1.0, 1.0)}
@@ -24,6 +27,18 @@ class ReturnModel:
     def __init__(self) -> None:
         self._returns = {True: 0.0, False: 0.0}
         self._ends = {True: 0.0, False: 0.0}
+
+    def dump(self) -> list[list[float]]:
+        """Returns and ends, after answers that asked for no tool and after those that did."""
+        return [[self._returns[asked], self._ends[asked]] for asked in (False, True)]
+
+    def load(self, known: Sequence[Sequence[float]]) -> None:
+        """Know that and no more; of nothing, nothing. Raises ValueError on what was never dumped."""
+        for asked, counts in zip((False, True), known or [(0.0, 0.0)] * 2, strict=True):
+            returns, ends = counts
+            if not (0 <= returns < inf and 0 <= ends < inf):
+                raise ValueError(f"outcomes are counted from 0 on, got {counts}")
+            self._returns[asked], self._ends[asked] = returns, ends
 
     def observe(self, asked: bool, *, returned: bool) -> None:
         """A gap is over: the program made its next call, or ended. ``asked``: a tool's result was due."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections import deque
+from collections.abc import Iterable
+
+import msgspec
 
 LARGEST = 1e12
 """Amounts above this are taken for garbage; it keeps every sum finite."""
@@ -45,9 +48,32 @@ class Window:
         self._recent.append(value)
         insort(self.ordered, value)
 
+    def dump(self) -> list[float]:
+        """The samples, oldest first."""
+        return list(self._recent)
+
+    @classmethod
+    def loaded(cls, size: int, values: Iterable[float]) -> Window:
+        """A window of these samples, oldest first. Raises ValueError on what was never dumped."""
+        window = cls(size)
+        for value in values:
+            window.add(amount("a sample", value))
+        return window
+
     def quantile(self, q: float) -> float:
         """The sample below which the share ``q`` lies. Precondition: there is one."""
         return self.ordered[min(len(self.ordered) - 1, int(q * len(self.ordered)))]
+
+
+class Samples(msgspec.Struct, frozen=True):
+    """Windows by key, and one of all together: what a model knows, as a value."""
+
+    by_key: dict[str, list[float]] = {}
+    pooled: list[float] = []
+
+    @classmethod
+    def of(cls, by_key: dict[str, Window], pooled: Window) -> Samples:
+        return cls({key: window.dump() for key, window in by_key.items()}, pooled.dump())
 
 
 def keys_of(tool: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from agentsched.core.policies.host_gate import PATIENCE_S, HostGate
 from agentsched.core.policies.seats import Seats
 from agentsched.core.state import Phase
 from agentsched.graphs.memory import PRIOR_BYTES
+from tests.core.cut_logs import check_each_file_replays
 
 CAPACITY = 10_000
 GB = 10**9
@@ -238,6 +239,7 @@ def test_every_policy_bears_hosts_and_its_log_replays(policy: str, script: list[
     header = event_log.Header(agentsched="test", policy=policy, epoch=1, started_unix_s=0.0)
     lines = [event_log.encode(header), *(event_log.encode(entry) for entry in world.entries)]
     assert all(before == after for before, after in event_log.replay(lines))
+    check_each_file_replays(policy, world.entries, every=7)
 
 
 @given(

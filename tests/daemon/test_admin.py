@@ -11,6 +11,7 @@ import pytest
 
 from agentsched.daemon.access import others_reach
 from agentsched.daemon.accounts import Accounts, Declared, Saved, read_declared
+from agentsched.daemon.charges import Charges
 from agentsched.daemon.errors import ApiError
 from agentsched.daemon.keys import hashed, key_id, new_secret
 from agentsched.daemon.server import NoKeys
@@ -159,15 +160,16 @@ async def test_when_the_last_key_goes_from_its_file_only_this_machine_is_served(
 
 def test_what_is_saved_comes_back_and_holds_no_key() -> None:
     changes: list[int] = []
-    accounts = Accounts(changed=lambda: changes.append(1))
+    accounts = Accounts()
+    accounts.changed = lambda: changes.append(1)
     secrets = [accounts.add_key("")[0]]
     accounts.create("acme", {"weight": 3.0})
     secrets.append(accounts.add_key("acme", "label")[0])
-    accounts.charges("acme").calls_finished = 7
     assert len(changes) == 3
     written = msgspec.json.encode(accounts.save())
     assert not any(secret.encode() in written for secret in secrets)
-    again = Accounts(msgspec.json.decode(written, type=Saved))
+    again = Accounts()
+    again.restore(msgspec.json.decode(written, type=Saved), {"acme": Charges(calls_finished=7)})
     assert [key and key.tenant for key in map(again.known, secrets)] == ["", "acme"]
     assert again.tenant("acme") == accounts.tenant("acme")
     assert again.charges("acme").calls_finished == 7

@@ -19,6 +19,7 @@ from agentsched.workloads.conditions import Conditions
 from agentsched.workloads.generate.synthetic import synthetic_scripts
 from agentsched.workloads.simulator import SimulatedEngine, Simulation
 from agentsched.workloads.stepwise import StepwiseEngine
+from tests.core.cut_logs import check_each_file_replays
 
 PROFILE = CostProfile(
     step_s=2e-3, prefill_token_s=1e-3, decode_row_s=3e-4, attention_s=1e-8, context_token_s=1e-7
@@ -74,6 +75,7 @@ def test_the_log_of_a_run_replays(policy: str) -> None:
     header = event_log.Header(agentsched="test", policy=policy, epoch=1, started_unix_s=0.0)
     lines = [event_log.encode(header), *(event_log.encode(entry) for entry in entries)]
     assert all(before == after for before, after in event_log.replay(lines))
+    assert check_each_file_replays(policy, entries, every=40) > 5
 
 
 def test_under_pressure_ours_recomputes_less_and_finishes_sooner_than_lru() -> None:

@@ -251,6 +251,8 @@ class Turns:
         match event:
             case ev.ProgramOpened() if subject is not None:
                 self._open(subject)
+            case ev.ProgramRestored() if subject is not None and subject.calls_done:
+                self._begin(state, subject)  # so that it comes before whoever is new
             case ev.CallArrived() if subject is not None:
                 if subject.name not in self._accounts:
                     self._begin(state, subject)
