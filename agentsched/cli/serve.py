@@ -14,6 +14,7 @@ from typing import NamedTuple
 import click
 import platformdirs
 
+from agentsched.cli.serving import Serving, before_upstreams, run_fast
 from agentsched.core import POLICY_NAMES
 from agentsched.daemon.care import RULES
 from agentsched.daemon.server import Daemon, Settings
@@ -94,6 +95,28 @@ def _usable_core(ctx: click.Context, param: click.Parameter, core: int | None) -
     "memory allows. 0: KV without room is dropped.",
 )
 @click.option(
+    "--upstream",
+    "upstreams",
+    multiple=True,
+    metavar="URL",
+    help="Schedule calls for a server that is there already (SGLang, vLLM, any that speaks these APIs), and "
+    "pass them on to it as they are; may be repeated. In the place of --engine. The environment's "
+    "AGENTSCHED_UPSTREAM_API_KEY, if it is set, is sent to it in place of each client's key.",
+)
+@click.option(
+    "--upstream-kv-tokens",
+    type=click.IntRange(min=64),
+    help="Tokens whose KV each upstream server can hold. Without it the server is asked: SGLang and vLLM "
+    "tell.",
+)
+@click.option(
+    "--upstream-silence",
+    type=click.FloatRange(min=0, min_open=True),
+    default=600.0,
+    show_default=True,
+    help="Seconds in which not a byte comes from an upstream server, after which a call has failed.",
+)
+@click.option(
     "--scripts",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Folder of recorded agents, served as models recorded/NAME.",
@@ -154,6 +177,9 @@ def serve(
     model: Path | None,
     kv_tokens: int,
     host_tokens: int,
+    upstreams: tuple[str, ...],
+    upstream_kv_tokens: int | None,
+    upstream_silence: float,
     scripts: Path | None,
     log: Path | None,
     max_hold: float,
@@ -170,11 +196,7 @@ def serve(
     Calls of one agent run are recognised as one program; programs are let into the engine only as far
     as their KV fits, and keep it while their tools run. Ends on Ctrl-C or SIGTERM.
     """
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    source = _source(engine, model, scripts, Memory(kv_tokens, host_tokens), engine_core)
+    _log_to_stderr(verbose=verbose)
     settings = Settings(
         policy=policy,
         host=host,
@@ -185,16 +207,42 @@ def serve(
         ping_s=ping,
         silence_s=silence,
         no_care=frozenset(no_care),
-        run={"engine": engine, "capacity": kv_tokens, "host_capacity": host_tokens},
+        run=_run_of(engine, upstreams, kv_tokens, host_tokens),
     )
-    tier = f" and {host_tokens:,} in host memory" if host_tokens else ""
-    ready_line = f"(policy {policy}, engine {engine}, {kv_tokens:,} KV tokens{tier})"
+    if upstreams:
+        serving = before_upstreams(upstreams, upstream_kv_tokens, upstream_silence, settings)
+    else:
+        memory = Memory(kv_tokens, host_tokens)
+        source = _source(engine, model, scripts, memory, engine_core)
+        serving = _own_engine(source, settings, engine, memory)
     try:
-        asyncio.run(_serve(source, settings, ready_line, ready_file))
+        run_fast(_serve(serving, ready_file))
     except EngineGone as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
         raise click.ClickException(f"cannot serve on {host}:{port}: {error}") from error
+
+
+def _log_to_stderr(*, verbose: bool) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+
+
+def _run_of(
+    engine: str, upstreams: tuple[str, ...], kv_tokens: int, host_tokens: int
+) -> dict[str, str | int | float]:
+    """What the event log's header says of the run."""
+    if upstreams:
+        return {"engine": "upstream", "upstreams": " ".join(upstreams)}
+    return {"engine": engine, "capacity": kv_tokens, "host_capacity": host_tokens}
+
+
+def _own_engine(source: Source, settings: Settings, engine: str, memory: Memory) -> Serving:
+    tier = f" and {memory.host_tokens:,} in host memory" if memory.host_tokens else ""
+    line = f"(policy {settings.policy}, engine {engine}, {memory.kv_tokens:,} KV tokens{tier})"
+    return Serving(lambda: Daemon(source.make_engine, source.frontend, settings), line)
 
 
 def _source(
@@ -234,13 +282,13 @@ def _embedded(model: Path | None, scripts: Path | None, memory: Memory, core: in
     return Source(frontend, lambda: EngineProcess("embedded", command, cpu_core=core))
 
 
-async def _serve(source: Source, settings: Settings, ready_line: str, ready_file: Path | None) -> None:
+async def _serve(serving: Serving, ready_file: Path | None) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
     stop = asyncio.create_task(stopped.wait())
-    running = asyncio.create_task(_run(source, settings, ready_line, ready_file))
+    running = asyncio.create_task(_run(serving, ready_file))
     await asyncio.wait([stop, running], return_when=asyncio.FIRST_COMPLETED)
     stop.cancel()
     if not running.done():
@@ -251,9 +299,9 @@ async def _serve(source: Source, settings: Settings, ready_line: str, ready_file
         click.echo("agentsched: stopped", err=True)
 
 
-async def _run(source: Source, settings: Settings, ready_line: str, ready_file: Path | None) -> None:
-    async with Daemon(source.make_engine, source.frontend, settings) as daemon:
-        click.echo(f"agentsched: listening on {daemon.url} {ready_line}")
+async def _run(serving: Serving, ready_file: Path | None) -> None:
+    async with serving.daemon() as daemon:
+        click.echo(f"agentsched: listening on {daemon.url} {serving.line}")
         if ready_file is not None:
             _announce(ready_file, daemon.url)
         await daemon.wait()

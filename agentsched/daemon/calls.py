@@ -35,6 +35,7 @@ from agentsched.engines.contract import (
     EngineGone,
     GenerateRequest,
     RequestRefused,
+    TokenEngine,
     TokensOut,
 )
 from agentsched.engines.frontend import Delta, Frontend, Prepared, ToolCallText
@@ -102,14 +103,19 @@ class Calls:
             prepared=prepared,
             arrived_s=asyncio.get_running_loop().time(),
         )
-        self._live[claim.program, ask.digest] = call
+        self._begin(call, deadline_s)
+        return call
+
+    def _begin(self, call: LiveCall, deadline_s: float | None) -> None:
+        """A new call: tell the core, and set it on its way."""
+        claim = call.claim
+        self._live[claim.program, claim.digest] = call
         self._identities.begun(claim)
         self.open_program(claim.program, deadline_s, claim.parent)
         self._arrive(call, claim.answers)
         call.task = asyncio.create_task(self._run(call), name=f"call {call.name}")
         self._tasks.add(call.task)
         call.task.add_done_callback(self._tasks.discard)
-        return call
 
     def leave(self, call: LiveCall) -> None:
         """A client is not interested any more; the last one ends the call, at once if it is running."""
@@ -184,7 +190,7 @@ class Calls:
             ev.CallArrived(
                 call=call.core_name,
                 program=call.program,
-                prompt_tokens=len(call.prepared.prompt),
+                prompt_tokens=call.prompt_tokens,
                 max_output_tokens=call.prepared.sampling.max_output_tokens,
                 answers=answers,
             )
@@ -226,6 +232,8 @@ class Calls:
             async with asyncio.timeout_at(call.arrived_s + self._max_hold_s):
                 engine = await ticket.passed
         except TimeoutError:
+            if not self._host.engines:
+                raise engine_gone(f"no engine for {self._max_hold_s:g} s; try again later") from None
             raise overloaded(
                 f"held for {self._max_hold_s:g} s without finding a place in an engine; try again later",
                 HELD_RETRY_AFTER_S,
@@ -251,7 +259,7 @@ class Calls:
         # A recorded answer is emitted as it was recorded, in full.
         stops = StopStrings(() if request.recorded is not None else call.request.stop)
         try:
-            items = cast("AsyncGenerator[CallItem, None]", engine.generate(request))
+            items = cast("AsyncGenerator[CallItem, None]", cast("TokenEngine", engine).generate(request))
             async with aclosing(items):
                 async for item in items:
                     match item:
@@ -301,7 +309,7 @@ class Calls:
         refs = tuple(ev.ToolCallRef(tool_call=tool.id, tool=tool.name) for tool in tools)
         done = finished or ev.CallFinished(
             call=call.core_name,
-            prompt_tokens=len(call.prepared.prompt),
+            prompt_tokens=call.prompt_tokens,
             cached_tokens=call.cached_tokens,
             output_tokens=call.output_tokens,
         )

@@ -39,7 +39,7 @@ PROGRAM_PATH = "/program/{program}"
 
 CALL_HEADER = "x-agentsched-call"
 DEADLINE_HEADER = "x-agentsched-deadline-s"
-_RETRY_HEADER = "x-stainless-retry-count"  # what the clients of both vendors say of a retry
+RETRY_HEADER = "x-stainless-retry-count"  # what the clients of both vendors say of a retry
 _ANTHROPIC_HEADER = "anthropic-version"
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -74,18 +74,9 @@ class Gateway:
         """The aiohttp application, ready for a runner (with ``handler_cancellation``)."""
         app = web.Application(client_max_size=body_limit_bytes, middlewares=[_errors])
         for base in ("", PROGRAM_PATH):
-            app.add_routes([web.post(base + api.path, partial(self._serve, api)) for api in APIS])
-            app.add_routes(
-                [
-                    web.get(base + "/", self._root),  # aiohttp answers HEAD where it answers GET
-                    web.post(base + "/v1/messages/count_tokens", self._count_tokens),
-                    web.get(base + "/v1/models", self._models),
-                    web.get(base + "/v1/models/{model:.+}", self._model),
-                ]
-            )
+            app.add_routes(self._agents_routes(base))
         app.add_routes(
             [
-                web.post("/tokenize", self._tokenize),
                 web.get("/health", self._health),
                 web.get("/ready", self._ready),
                 web.get("/metrics", self._show_metrics),
@@ -94,6 +85,17 @@ class Gateway:
             ]
         )
         return app
+
+    def _agents_routes(self, base: str) -> list[web.RouteDef]:
+        """The paths that are for agents; ``base`` is "", or what names a program."""
+        return [
+            *(web.post(base + api.path, partial(self._serve, api)) for api in APIS),
+            web.get(base + "/", self._root),  # aiohttp answers HEAD where it answers GET
+            web.post(base + "/v1/messages/count_tokens", self._count_tokens),
+            web.get(base + "/v1/models", self._models),
+            web.get(base + "/v1/models/{model:.+}", self._model),
+            web.post(base + "/tokenize", self._tokenize),
+        ]
 
     def close(self) -> None:
         """End the tokenizing thread."""
@@ -104,7 +106,7 @@ class Gateway:
     # Calls of agents
 
     async def _serve(self, api: Api, http: web.Request) -> web.StreamResponse:
-        request = api.read(await _body(http))
+        request = api.read(await read_body(http))
         chat, changes = self._care.tidy(request.chat)
         for field, stated in (
             (PROGRAM_HEADER, http.headers.get(PROGRAM_HEADER)),
@@ -112,13 +114,13 @@ class Gateway:
         ):
             if stated is not None:
                 check_program(stated, field)
-        deadline_s = _deadline_s(http.headers.get(DEADLINE_HEADER))
+        deadline_s = stated_deadline_s(http.headers.get(DEADLINE_HEADER))
         prepared = await self._prepare(chat, request.fields)
         ask = Ask(
             chat=chat,
             digest=call_digest(chat, request.stop),
             origin=_origin(http, request),
-            retry=http.headers.get(_RETRY_HEADER, "0") != "0",
+            retry=http.headers.get(RETRY_HEADER, "0") != "0",
         )
         call = self._calls.join(ask, request, prepared, deadline_s=deadline_s)
         try:
@@ -129,8 +131,8 @@ class Gateway:
                 self._measure(call, changes)
             writer = request.writer(call.name, int(time.time()))
             if request.stream:
-                return await self._delivery.stream(http, call, writer, _names(call))
-            return await self._delivery.whole(http, call, writer, _names(call))
+                return await self._delivery.stream(http, call, writer, call_names(call))
+            return await self._delivery.whole(http, call, writer, call_names(call))
         finally:
             self._calls.leave(call)
 
@@ -166,12 +168,12 @@ class Gateway:
 
     async def _count_tokens(self, http: web.Request) -> web.Response:
         """What a prompt in the form of the Anthropic API would take."""
-        prepared = await self._prepare_tidy(Messages().read(await _body(http), counting=True))
+        prepared = await self._prepare_tidy(Messages().read(await read_body(http), counting=True))
         return _json(msgspec.json.encode({"input_tokens": len(prepared.prompt)}))
 
     async def _tokenize(self, http: web.Request) -> web.Response:
         """The tokens of a prompt as ``/v1/completions`` or ``/v1/chat/completions`` would take it."""
-        body = {"model": self._frontend.models()[0]} | decode_object(await _body(http))
+        body = {"model": self._frontend.models()[0]} | decode_object(await read_body(http))
         api = Completions() if "prompt" in body else ChatCompletions()
         prepared = await self._prepare_tidy(api.read(msgspec.json.encode(body)))
         told = {
@@ -226,7 +228,7 @@ class Gateway:
         return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _events(self, http: web.Request) -> web.Response:
-        events = parse_events(await _body(http), self._owner)
+        events = parse_events(await read_body(http), self._owner)
         ignored = take(events, self._calls, self._host)
         return _json(msgspec.json.encode({"accepted": len(events) - ignored, "ignored": ignored}))
 
@@ -248,7 +250,8 @@ def _origin(http: web.Request, request: Request) -> Origin:
     return Origin(headers=headers, body=request.raw, path=http.match_info.get("program"))
 
 
-async def _body(http: web.Request) -> bytes:
+async def read_body(http: web.Request) -> bytes:
+    """All of a request's body. Raises ``ApiError`` (400) if it breaks off or is none."""
     try:
         return await http.read()
     except web.RequestPayloadError as error:
@@ -276,7 +279,7 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
     return _json(api.error(failed), status=failed.status, headers=failed.headers())
 
 
-def _deadline_s(stated: str | None) -> float | None:
+def stated_deadline_s(stated: str | None) -> float | None:
     """Within how many seconds the program should end. Raises ``ApiError`` (400)."""
     if stated is None:
         return None
@@ -290,7 +293,8 @@ def _deadline_s(stated: str | None) -> float | None:
     return deadline_s
 
 
-def _names(call: LiveCall) -> dict[str, str]:
+def call_names(call: LiveCall) -> dict[str, str]:
+    """Headers of an answer that name its program and its call."""
     return {PROGRAM_HEADER: call.program, CALL_HEADER: call.name}
 
 

@@ -43,10 +43,14 @@ class LiveCall:
         return self.claim.program
 
     @property
+    def prompt_tokens(self) -> int:
+        return len(self.prepared.prompt)
+
+    @property
     def usage(self) -> Usage:
         """What is known of it now."""
         return Usage(
-            prompt_tokens=len(self.prepared.prompt),
+            prompt_tokens=self.prompt_tokens,
             cached_tokens=self.cached_tokens,
             output_tokens=self.output_tokens,
         )

@@ -66,6 +66,9 @@ class Daemon:
     ``EngineGone`` if the engine does not start.
     """
 
+    _calls_kind: type[Calls] = Calls
+    _gateway_kind: type[Gateway] = Gateway
+
     def __init__(
         self,
         make_engine: Callable[[], Engine],
@@ -115,14 +118,7 @@ class Daemon:
         self._assemble(core, log)
         stack.callback(self._host.close)
         stack.callback(self._gateway.close)
-        supervisor = Supervisor(self._make_engine, self._host)
-        stack.push_async_callback(self._stop_engine)
-        self._supervision = asyncio.create_task(self._supervise(supervisor), name="engine supervisor")
-        ready = asyncio.create_task(supervisor.ready.wait())
-        await asyncio.wait([ready, self._supervision], return_when=asyncio.FIRST_COMPLETED)
-        ready.cancel()
-        if self._supervision.done():
-            self._supervision.result()
+        await self._start_engines()
         app = self._gateway.application(body_limit_bytes=settings.body_limit_bytes)
         # A handler is cancelled when its client goes away: that is how calls learn of it.
         runner = web.AppRunner(
@@ -134,6 +130,17 @@ class Daemon:
         stack.push_async_callback(self._drain)
         sweeper = asyncio.create_task(self._sweep(), name="idle programs")
         stack.push_async_callback(_cancel, sweeper)
+
+    async def _start_engines(self) -> None:
+        """Returns once calls can be taken. Raises ``EngineGone``."""
+        supervisor = Supervisor(self._make_engine, self._host)
+        self._stack.push_async_callback(self._stop_engine)
+        self._supervision = asyncio.create_task(self._supervise(supervisor), name="engine supervisor")
+        ready = asyncio.create_task(supervisor.ready.wait())
+        await asyncio.wait([ready, self._supervision], return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        if self._supervision.done():
+            self._supervision.result()
 
     def _open_log(self) -> EventLog | None:
         settings = self._settings
@@ -156,7 +163,7 @@ class Daemon:
         self._host = Host(core, gate, watchers=[self._programs, metrics], log=log)
         identities = self._identities
         care = PrefixCare(settings.no_care)
-        self._calls = Calls(
+        self._calls = self._calls_kind(
             self._host,
             gate,
             self._programs,
@@ -166,7 +173,7 @@ class Daemon:
             max_hold_s=settings.max_hold_s,
             retry_grace_s=settings.retry_grace_s,
         )
-        self._gateway = Gateway(
+        self._gateway = self._gateway_kind(
             self._calls,
             self._host,
             self._programs,

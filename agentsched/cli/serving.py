@@ -1,0 +1,55 @@
+"""What ``agentsched serve`` serves, and the event loop that it does so on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine, Sequence
+from typing import NamedTuple
+
+import click
+
+from agentsched.daemon.server import Daemon, Settings
+
+API_KEY_VARIABLE = "AGENTSCHED_UPSTREAM_API_KEY"
+
+
+class Serving(NamedTuple):
+    """How to make the daemon, and what the line says that tells of its start."""
+
+    daemon: Callable[[], Daemon]
+    line: str
+
+
+def before_upstreams(
+    urls: Sequence[str], kv_tokens: int | None, silence_s: float, settings: Settings
+) -> Serving:
+    """A daemon in front of servers that are there already. Raises ``click.UsageError`` for a URL that is
+    none."""
+    # Imported here: daemons with an engine of their own need none of it.
+    from agentsched.daemon.upstream.server import UpstreamDaemon
+    from agentsched.engines.upstream.engine import UpstreamSettings
+    from agentsched.engines.upstream.pool import Address
+
+    api_key = os.environ.get(API_KEY_VARIABLE) or None
+    try:
+        names = [Address.parse(url).name for url in urls]
+    except ValueError as error:
+        raise click.UsageError(f"--upstream: {error}") from None
+    if len(set(names)) < len(names):
+        raise click.UsageError(f"--upstream: the same server is named twice: {', '.join(names)}")
+    upstreams = [
+        UpstreamSettings(url=url, kv_tokens=kv_tokens, api_key=api_key, silence_s=silence_s) for url in urls
+    ]
+    line = f"(policy {settings.policy}, before {', '.join(names)})"
+    return Serving(lambda: UpstreamDaemon(upstreams, settings, api_key=api_key), line)
+
+
+def run_fast(main: Coroutine[None, None, None]) -> None:
+    """Run on uvloop where it is installed (the extra ``fast``), else on asyncio's own loop."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(main)
+    else:
+        uvloop.run(main)

@@ -1,0 +1,77 @@
+"""The daemon in front of servers that are there already: ``Daemon``, but that calls are passed on to them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+
+from agentsched.core import Core
+from agentsched.daemon.eventlog import EventLog
+from agentsched.daemon.server import Daemon, Settings
+from agentsched.daemon.supervisor import Supervisor
+from agentsched.daemon.upstream.calls import PassedCalls
+from agentsched.daemon.upstream.delivery import PassDelivery
+from agentsched.daemon.upstream.gateway import PassGateway
+from agentsched.engines.contract import EngineGone, RequestRefused
+from agentsched.engines.frontend import ChatRequest, OutputDecoder, Prepared
+from agentsched.engines.upstream.engine import UpstreamEngine, UpstreamSettings
+
+
+class UpstreamDaemon(Daemon):
+    """See ``Daemon``. Serves at once, whether the servers are there or not: calls wait for them.
+
+    ``api_key`` is sent to the servers in place of what clients send. Raises ``ValueError`` for no URL, one
+    that is none, or two that name the same server.
+    """
+
+    _calls_kind = PassedCalls
+    _gateway_kind = PassGateway
+
+    def __init__(
+        self, upstreams: Sequence[UpstreamSettings], settings: Settings, *, api_key: str | None = None
+    ) -> None:
+        engines = [partial(UpstreamEngine, upstream) for upstream in upstreams]
+        if not engines:
+            raise ValueError("no upstream server is named")
+        super().__init__(engines[0], ElsewhereFrontend(), settings)
+        self._make_engines = engines
+        self._api_key = api_key
+
+    def _assemble(self, core: Core, log: EventLog | None) -> None:
+        super()._assemble(core, log)
+        settings = self._settings
+        assert isinstance(self._gateway, PassGateway)
+        self._gateway.passing(
+            PassDelivery(ping_s=settings.ping_s, silence_s=settings.silence_s),
+            api_key=self._api_key,
+            tidy="claude-code-header" not in settings.no_care,
+        )
+
+    async def _start_engines(self) -> None:
+        supervisors = [Supervisor(make, self._host, max_fast=None) for make in self._make_engines]
+        self._stack.push_async_callback(self._stop_engine)
+        self._supervision = asyncio.create_task(self._supervise_all(supervisors), name="engine supervisors")
+
+    async def _supervise_all(self, supervisors: Sequence[Supervisor]) -> None:
+        """One that gives up (it cannot be told what the server has room for) ends the daemon."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for supervisor in supervisors:
+                    group.create_task(self._supervise(supervisor))
+        except* EngineGone as errors:
+            raise errors.exceptions[0] from None
+
+
+class ElsewhereFrontend:
+    """The ``Frontend`` of servers that render and tokenize by themselves: the daemon cannot do it for
+    them."""
+
+    def models(self) -> list[str]:
+        return []
+
+    def prepare(self, request: ChatRequest) -> Prepared:
+        raise RequestRefused("model: this prompt is tokenized by the server that computes it")
+
+    def decoder(self, prepared: Prepared) -> OutputDecoder:
+        raise RequestRefused("model: this answer is made by the server that computes it")
