@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,12 +51,20 @@ class Memory(NamedTuple):
     def options(self) -> list[str]:
         return ["--kv-tokens", str(self.kv_tokens), "--host-tokens", str(self.host_tokens)]
 
+    def line(self, engine: str) -> str:
+        tier = f" and {self.host_tokens:,} in host memory" if self.host_tokens else ""
+        return f"engine {engine}, {self.kv_tokens:,} KV tokens{tier}"
+
 
 class Source(NamedTuple):
-    """Where answers come from: the text side, and how to start the engine."""
+    """Where answers come from: the text side, how to start the engine, and what to say of it."""
 
     frontend: Frontend
     make_engine: Callable[[], Engine]
+    line: str
+
+    def daemon(self, settings: Settings) -> Callable[[], Daemon]:
+        return lambda: Daemon(self.make_engine, self.frontend, settings)
 
 
 def _usable_core(ctx: click.Context, param: click.Parameter, core: int | None) -> int | None:
@@ -212,15 +221,13 @@ def serve(
     if upstreams:
         serving = before_upstreams(upstreams, upstream_kv_tokens, upstream_silence, settings)
     else:
-        memory = Memory(kv_tokens, host_tokens)
-        source = _source(engine, model, scripts, memory, engine_core)
-        serving = _own_engine(source, settings, engine, memory)
+        source = _source(engine, model, scripts, Memory(kv_tokens, host_tokens), engine_core)
+        serving = Serving(source.daemon(settings), policy, source.line)
     try:
         run_fast(_serve(serving, ready_file))
-    except EngineGone as error:
-        raise click.ClickException(str(error)) from error
-    except OSError as error:
-        raise click.ClickException(f"cannot serve on {host}:{port}: {error}") from error
+    except (EngineGone, OSError) as error:
+        told = f"cannot serve on {host}:{port}: {error}" if isinstance(error, OSError) else str(error)
+        raise click.ClickException(told) from error
 
 
 def _log_to_stderr(*, verbose: bool) -> None:
@@ -239,12 +246,6 @@ def _run_of(
     return {"engine": engine, "capacity": kv_tokens, "host_capacity": host_tokens}
 
 
-def _own_engine(source: Source, settings: Settings, engine: str, memory: Memory) -> Serving:
-    tier = f" and {memory.host_tokens:,} in host memory" if memory.host_tokens else ""
-    line = f"(policy {settings.policy}, engine {engine}, {memory.kv_tokens:,} KV tokens{tier})"
-    return Serving(lambda: Daemon(source.make_engine, source.frontend, settings), line)
-
-
 def _source(
     engine: str, model: Path | None, scripts: Path | None, memory: Memory, core: int | None
 ) -> Source:
@@ -259,7 +260,8 @@ def _source(
 def _simulated(memory: Memory, core: int | None) -> Source:
     command = [sys.executable, "-m", "agentsched.engines.simulated"]
     command += [*memory.options(), "--vocabulary", str(VOCABULARY)]
-    return Source(ByteFrontend(memory.kv_tokens), lambda: EngineProcess("simulated", command, cpu_core=core))
+    make = partial(EngineProcess, "simulated", command, cpu_core=core)
+    return Source(ByteFrontend(memory.kv_tokens), make, memory.line("simulated"))
 
 
 def _embedded(model: Path | None, scripts: Path | None, memory: Memory, core: int | None) -> Source:
@@ -279,7 +281,8 @@ def _embedded(model: Path | None, scripts: Path | None, memory: Memory, core: in
         raise click.ClickException(f"the model or its scripts cannot be used: {error}") from error
     command = [sys.executable, "-m", "agentsched.engines.embedded"]
     command += ["--model", str(model), *memory.options()]
-    return Source(frontend, lambda: EngineProcess("embedded", command, cpu_core=core))
+    make = partial(EngineProcess, "embedded", command, cpu_core=core)
+    return Source(frontend, make, memory.line("embedded"))
 
 
 async def _serve(serving: Serving, ready_file: Path | None) -> None:
@@ -301,7 +304,7 @@ async def _serve(serving: Serving, ready_file: Path | None) -> None:
 
 async def _run(serving: Serving, ready_file: Path | None) -> None:
     async with serving.daemon() as daemon:
-        click.echo(f"agentsched: listening on {daemon.url} {serving.line}")
+        click.echo(f"agentsched: listening on {daemon.url} (policy {serving.policy}, {serving.line})")
         if ready_file is not None:
             _announce(ready_file, daemon.url)
         await daemon.wait()

@@ -15,9 +15,10 @@ API_KEY_VARIABLE = "AGENTSCHED_UPSTREAM_API_KEY"
 
 
 class Serving(NamedTuple):
-    """How to make the daemon, and what the line says that tells of its start."""
+    """How to make the daemon, and what is said of it when it starts."""
 
     daemon: Callable[[], Daemon]
+    policy: str
     line: str
 
 
@@ -41,8 +42,8 @@ def before_upstreams(
     upstreams = [
         UpstreamSettings(url=url, kv_tokens=kv_tokens, api_key=api_key, silence_s=silence_s) for url in urls
     ]
-    line = f"(policy {settings.policy}, before {', '.join(names)})"
-    return Serving(lambda: UpstreamDaemon(upstreams, settings, api_key=api_key), line)
+    line = f"in front of {', '.join(names)}"
+    return Serving(lambda: UpstreamDaemon(upstreams, settings, api_key=api_key), settings.policy, line)
 
 
 def run_fast(main: Coroutine[None, None, None]) -> None:

@@ -84,6 +84,11 @@ def headers_on(headers: Iterable[Header], api_key: str | None = None) -> list[He
     return passed
 
 
+def is_stream(headers: Iterable[Header]) -> bool:
+    """Whether an answer with these headers is a stream of events."""
+    return any(n.lower() == b"content-type" and v.startswith(b"text/event-stream") for n, v in headers)
+
+
 def headers_back(headers: Iterable[Header]) -> list[Header]:
     """Of a server's headers those that the client gets."""
     named = _nominated(headers)

@@ -14,11 +14,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from aiohttp import web
-from multidict import CIMultiDict
 
 from agentsched.daemon.apis import Writer
 from agentsched.daemon.errors import ApiError
-from agentsched.daemon.upstream.bodies import headers_back
+from agentsched.daemon.upstream.bodies import headers_back, is_stream
 from agentsched.daemon.upstream.passage import PassedCall, Sink
 from agentsched.engines.upstream.wire import Header
 
@@ -70,7 +69,7 @@ async def answer(
 ) -> web.StreamResponse:
     """An answer that begins with the engine's own status and headers; short ones go in one piece."""
     headers = _client_headers(sink.headers, names)
-    stream = headers.get("Content-Type", "").startswith("text/event-stream")
+    stream = is_stream(sink.headers)
     if not stream and await sink.gathered():
         if sink.error is not None:
             raise sink.error
@@ -129,10 +128,6 @@ def _waiting_headers(*, stream: bool) -> dict[str, str]:
     return {"Content-Type": "application/json"}
 
 
-def _client_headers(headers: Sequence[Header], names: dict[str, str]) -> CIMultiDict[str]:
-    passed = CIMultiDict(
-        (name.decode("latin-1"), value.decode("utf-8", "surrogateescape"))
-        for name, value in headers_back(headers)
-    )
-    passed.update(names)
-    return passed
+def _client_headers(headers: Sequence[Header], names: dict[str, str]) -> list[tuple[str, str]]:
+    passed = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers_back(headers)]
+    return [*passed, *names.items()]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from agentsched.daemon.errors import ApiError
 from agentsched.daemon.livecall import LiveCall
+from agentsched.daemon.upstream.bodies import is_stream
 from agentsched.daemon.upstream.reading import Asked
 from agentsched.daemon.upstream.watching import Watch
 from agentsched.engines.upstream.wire import Connection, Header, UpstreamFault
@@ -165,8 +166,7 @@ class Passage:
     def answered(self, status: int, headers: Sequence[Header]) -> None:
         call = self._call
         self.status, call.answered = status, True
-        events = any(n.lower() == b"content-type" and v.startswith(b"text/event-stream") for n, v in headers)
-        self.watch = Watch(call.asked.path, events=events, hide_usage=call.asked.edits.usage)
+        self.watch = Watch(call.asked.path, events=is_stream(headers), hide_usage=call.asked.edits.usage)
         for sink in call.sinks:
             sink.begin(status, headers, self._pause)
 
