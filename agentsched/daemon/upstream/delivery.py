@@ -129,5 +129,7 @@ def _waiting_headers(*, stream: bool) -> dict[str, str]:
 
 
 def _client_headers(headers: Sequence[Header], names: dict[str, str]) -> list[tuple[str, str]]:
-    passed = [(name.decode("latin-1"), value.decode("utf-8", "replace")) for name, value in headers_back(headers)]
+    passed = [
+        (name.decode("latin-1"), value.decode("utf-8", "replace")) for name, value in headers_back(headers)
+    ]
     return [*passed, *names.items()]

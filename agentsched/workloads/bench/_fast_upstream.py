@@ -1,7 +1,8 @@
 """A fast server for benchmarks of proxies: answers at once with what was prepared, and computes nothing.
 
-``python -m agentsched.workloads.bench._fast_upstream PORT GAP_MS`` serves chat completions on 127.0.0.1. A request whose
-body has ``"stream":true`` gets ``CHUNKS`` chunks, each written by itself, ``GAP_MS`` after the one before.
+``python -m agentsched.workloads.bench._fast_upstream PORT GAP_MS`` serves chat completions on 127.0.0.1. A
+request whose body has ``"stream":true`` gets ``CHUNKS`` chunks, each written by itself, ``GAP_MS`` after
+the one before.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ def _event(body: object) -> bytes:
 
 def _plain(body: object) -> bytes:
     data = json.dumps(body, separators=(",", ":")).encode()
-    return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(data), data)
+    return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
+        len(data),
+        data,
+    )
 
 
 def _delta(delta: object, reason: str | None = None) -> bytes:
@@ -108,7 +112,9 @@ def _length(head: bytes | bytearray) -> int:
 
 
 async def _serve(port: int, gap_s: float) -> None:
-    server = await asyncio.get_running_loop().create_server(lambda: Upstream(gap_s), "127.0.0.1", port, backlog=4096)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Upstream(gap_s), "127.0.0.1", port, backlog=4096
+    )
     await server.serve_forever()
 
 

@@ -60,13 +60,14 @@ def markdown(told: Mapping[str, Any]) -> str:
     lines = [
         "# The gateway beside plain proxies",
         "",
-        f"`{told['command']}`, agentsched {told['version']}; made on {host}. Medians over the rounds; docs/gateway.md says what",
-        "each figure is.",
+        f"`{told['command']}`, agentsched {told['version']}; made on {host}.",
+        "Medians over the rounds; docs/gateway.md says what each figure is.",
     ]
     for size in ("1k", "60k", "250k"):
         lines += ["", f"Bodies of {size.removesuffix('k')} kB:", ""]
         lines += [
-            "| | peak a second | CPU us a request | added P50 / P99 ms, one connection | P50 / P99 ms, at half its peak |",
+            "| | peak a second | CPU us a request | added P50 / P99 ms, one connection "
+            "| P50 / P99 ms, at half its peak |",
             "|---|---|---|---|---|",
         ]
         for name in names:
@@ -76,8 +77,8 @@ def markdown(told: Mapping[str, Any]) -> str:
             added = [added_ms(figures, name, f"one_{p}_ms_{size}") for p in ("p50", "p99")]
             half = [own[f"half_{p}_ms_{size}"] for p in ("p50", "p99")]
             lines.append(
-                f"| {name} | {own[f'peak_{size}']:,.0f} | {own[f'cpu_us_{size}']:.0f} | {added[0]:.3f} / {added[1]:.3f} "
-                f"| {half[0]:.2f} / {half[1]:.2f} |"
+                f"| {name} | {own[f'peak_{size}']:,.0f} | {own[f'cpu_us_{size}']:.0f} "
+                f"| {added[0]:.3f} / {added[1]:.3f} | {half[0]:.2f} / {half[1]:.2f} |"
             )
     lines += ["", "| | CPU us a streamed chunk | first chunk P50 / P99 ms | memory MB |", "|---|---|---|---|"]
     for name in names:

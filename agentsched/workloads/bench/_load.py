@@ -1,7 +1,8 @@
-"""An open-loop load, on raw sockets: requests leave when they are due, whether earlier ones were answered or not.
+"""An open-loop load, on raw sockets: requests leave when they are due, whether earlier ones were answered
+or not.
 
-``python -m agentsched.workloads.bench._load`` takes one JSON object (``Plan``) on standard input and prints one (``Told``).
-Times count from when a request was due, so a server that falls behind is charged for it.
+``python -m agentsched.workloads.bench._load`` takes one JSON object (``Plan``) on standard input and prints
+one (``Told``). Times count from when a request was due, so a server that falls behind is charged for it.
 """
 
 from __future__ import annotations

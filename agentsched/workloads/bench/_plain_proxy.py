@@ -1,7 +1,7 @@
 """The least that a proxy on aiohttp does: what agentsched is held against.
 
-``python -m agentsched.workloads.bench._plain_proxy PORT UPSTREAM [uvloop]``. It reads the request, sends it on, and passes
-the answer on chunk by chunk; no decision, no look into anything.
+``python -m agentsched.workloads.bench._plain_proxy PORT UPSTREAM [uvloop]``. It reads the request, sends it
+on, and passes the answer on chunk by chunk; no decision, no look into anything.
 """
 
 from __future__ import annotations

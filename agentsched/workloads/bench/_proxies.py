@@ -1,4 +1,5 @@
-"""The proxies that ``gateway.py`` compares, as processes on one core: how each is started, and what it uses."""
+"""The proxies that ``gateway.py`` compares, as processes on one core: how each is started, and what it
+uses."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log {folder}/error
 events {{ worker_connections 8192; }}
 http {{
   access_log off; client_max_body_size 0; client_body_buffer_size 1m; client_body_temp_path {folder}/body;
-  proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+  proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/f;
+  uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
   keepalive_requests 1000000000;
   upstream engine {{ server {upstream}; keepalive 256; keepalive_requests 1000000000; }}
   server {{
@@ -162,9 +164,9 @@ def await_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline_s = time.monotonic() + START_S
     while time.monotonic() < deadline_s and process.poll() is None:
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
-        with contextlib.suppress(OSError):
-            with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=5) as answer:
-                if answer.status == 200:
-                    return
+        request = urllib.request.Request(url, body, headers)
+        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5) as answer:
+            if answer.status == 200:
+                return
         time.sleep(0.1)
     raise Missing(f"it did not start; its log ends with: {log.read_text(errors='replace')[-300:]}")

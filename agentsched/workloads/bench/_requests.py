@@ -1,4 +1,5 @@
-"""What the load consists of: chat completions of a stated size, of some programs in turn, no two of them equal."""
+"""What the load consists of: chat completions of a stated size, of some programs in turn, no two of them
+equal."""
 
 from __future__ import annotations
 
@@ -14,12 +15,13 @@ _PARAGRAPH = "The quick brown fox reads what the tool printed, thinks, and asks 
 
 
 def body(size_bytes: int, *, stream: bool) -> bytes:
-    """A conversation of about that size as JSON: turns of about 1.4 kB, as many as fit. ``MARK`` is in its last
-    message."""
+    """A conversation of about that size as JSON: turns of about 1.4 kB, as many as fit. ``MARK`` is in its
+    last message."""
     messages: list[dict[str, str]] = [{"role": "system", "content": "You are an agent."}]
     turns = max(0, (size_bytes - 400) // (len(_PARAGRAPH) + 50))
-    for turn in range(turns):
-        messages.append({"role": "assistant" if turn % 2 else "user", "content": _PARAGRAPH})
+    messages += [
+        {"role": "assistant" if turn % 2 else "user", "content": _PARAGRAPH} for turn in range(turns)
+    ]
     messages.append({"role": "user", "content": f"Go on with {MARK}. "})
     whole = {"model": "bench", "messages": messages, "max_tokens": 256, "temperature": 0}
     whole |= {"stream": True} if stream else {}
@@ -48,11 +50,13 @@ request = function()
   number = number + 1
   local headers = {{["Content-Type"] = "application/json", ["Authorization"] = "Bearer none",
     ["{_SESSION}"] = "s" .. number % {PROGRAMS}}}
-  return wrk.format("POST", "/v1/chat/completions", headers, before .. string.format("%010d", number) .. after)
+  local body = before .. string.format("%010d", number) .. after
+  return wrk.format("POST", "/v1/chat/completions", headers, body)
 end
 done = function(summary, latency, requests)
   local errors = summary.errors
-  io.write(string.format('JSON {{"requests": %d, "seconds": %.6f, "p50_ms": %.4f, "p99_ms": %.4f, "failed": %d}}\\n',
+  local form = 'JSON {{"requests": %d, "seconds": %.6f, "p50_ms": %.4f, "p99_ms": %.4f, "failed": %d}}\\n'
+  io.write(string.format(form,
     summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
     errors.connect + errors.read + errors.write + errors.status + errors.timeout))
 end

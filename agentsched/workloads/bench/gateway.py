@@ -1,16 +1,18 @@
 """What the gateway costs: agentsched in front of an engine, beside other proxies in the same place.
 
-A server that answers at once (``_fast_upstream``) stands for the engine. Each proxy runs on a core of its own, load and
-server on another one. All are there at the same time, and are measured one after the other, several times in turn.
+A server that answers at once (``_fast_upstream``) stands for the engine. Each proxy runs on a core of its
+own, load and server on another one. All are there at the same time, and are measured one after the other,
+several times in turn.
 
 * peak: wrk with 32 connections. CPU a request: of the proxy's processes, over that run.
 * one connection: wrk with a single one; ``added`` is what it takes longer than without a proxy.
-* half: an open loop (``_load``) at half of each one's own peak, at most ``MOST_RATE`` a second: what its generator does.
+* half: an open loop (``_load``) at half of each one's own peak, at most ``MOST_RATE`` a second: what its
+  generator does.
 * streams: an open loop of streams of 200 chunks, 5 ms apart. CPU a chunk: of the proxy, over all chunks.
 * open: so many streams open at once. Memory: PSS of the proxy's processes.
 
-agentsched identifies each call (64 programs, by a session header, with conversations of the size of the body), lets the
-core decide, and watches the answers; the others only pass bytes.
+agentsched identifies each call (64 programs, by a session header, with conversations of the size of the
+body), lets the core decide, and watches the answers; the others only pass bytes.
 """
 
 from __future__ import annotations
@@ -84,7 +86,14 @@ class Bench:
         if not script.exists():
             write_wrk_script(script, body(size_kb * 1000, stream=False))
         command = ["taskset", "-c", str(self._load_core), "wrk", "-t1", f"-c{connections}"]
-        command += [f"-d{self._seconds:g}s", "--timeout", "20s", "-s", str(script), f"http://127.0.0.1:{port}"]
+        command += [
+            f"-d{self._seconds:g}s",
+            "--timeout",
+            "20s",
+            "-s",
+            str(script),
+            f"http://127.0.0.1:{port}",
+        ]
         told = _JSON.search(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         assert told is not None
         found: dict[str, float] = json.loads(told.group(1))
@@ -189,7 +198,9 @@ def turns(proxies: list[Proxy], rounds: int) -> Iterator[list[Proxy]]:
 @click.option("--rounds", type=click.IntRange(1), help="[default: 5; 1 with --quick]")
 @click.option("--seconds", type=click.FloatRange(0.5), help="Of each run. [default: 4; 1 with --quick]")
 @click.option("--only", default=",".join(CONTENDERS), help="Names of proxies, with commas.")
-@click.option("--open", "open_streams", default=2000, show_default=True, help="Streams at once; 0: not measured.")
+@click.option(
+    "--open", "open_streams", default=2000, show_default=True, help="Streams at once; 0: not measured."
+)
 @click.option("--soak", default=0, help="Requests over which memory is watched.")
 @click.option("--proxy-core", type=int, help="[default: the last one that may be used]")
 @click.option("--load-core", type=int, help="[default: the first one]")
@@ -268,7 +279,9 @@ def measure(bench: Bench, names: list[str], core: int, *, rounds: int, open_stre
     for name in ("aiohttp", "agentsched"):
         with ExitStack() as stack:
             upstream = _upstream(bench, stack, OPEN_GAP_MS)
-            for proxy in contenders(bench, [name] if name in names else [], f"127.0.0.1:{upstream}", core, stack):
+            for proxy in contenders(
+                bench, [name] if name in names else [], f"127.0.0.1:{upstream}", core, stack
+            ):
                 bench.many_open(proxy.name, proxy.port, proxy, open_streams)
 
 
