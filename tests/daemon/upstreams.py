@@ -239,3 +239,10 @@ async def plainly(got: Got) -> None:
         await streams(got)
     else:
         await got.whole(answered())
+
+
+async def finished(served: Served, calls: int) -> None:
+    async def done() -> bool:
+        return bool(await served.metric("agentsched_calls_total", outcome="finished") == calls)
+
+    await until(done, f"{calls} calls end")
