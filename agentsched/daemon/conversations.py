@@ -182,7 +182,7 @@ def _choice(turns: list[Turn], known: Sequence[Turn], talk: Talk, call: bytes, *
 def digest(data: bytes | str) -> bytes:
     """A short hash. JSON can carry half a surrogate pair."""
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
-    return hashlib.blake2b(raw, digest_size=16).digest()
+    return hashlib.sha256(raw).digest()[:16]  # processors have instructions for it: twice as fast as others
 
 
 def text_of(message: Message) -> str:

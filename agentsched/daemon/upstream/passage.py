@@ -69,13 +69,15 @@ class Sink:
         """Wait until the engine has answered, or never will; False if the time ran out."""
         if self.status or self.over:
             return True
+        alarm = None
+        if timeout_s is not None:
+            alarm = asyncio.get_running_loop().call_later(timeout_s, self._wake)
         try:
-            async with asyncio.timeout(timeout_s):
-                while not self.status and not self.over:
-                    await self._changed()
-        except TimeoutError:
-            return False
-        return True
+            await self._changed()
+        finally:
+            if alarm is not None:
+                alarm.cancel()
+        return bool(self.status) or self.over
 
     async def more(self) -> None:
         """Wait until there are bytes, or there will be none."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from agentsched.core import Core
+from agentsched.core.policies import ABLATION_NAMES
 from agentsched.daemon.eventlog import EventLog
 from agentsched.daemon.server import Daemon, Settings
 from agentsched.daemon.supervisor import Supervisor
@@ -34,7 +36,9 @@ class UpstreamDaemon(Daemon):
         engines = [partial(UpstreamEngine, upstream) for upstream in upstreams]
         if not engines:
             raise ValueError("no upstream server is named")
-        super().__init__(engines[0], ElsewhereFrontend(), settings)
+        super().__init__(
+            engines[0], ElsewhereFrontend(), replace(settings, policy=_unretained(settings.policy))
+        )
         self._make_engines = engines
         self._api_key = api_key
 
@@ -61,6 +65,13 @@ class UpstreamDaemon(Daemon):
                     group.create_task(self._supervise(supervisor))
         except* EngineGone as errors:
             raise errors.exceptions[0] from None
+
+
+def _unretained(policy: str) -> str:
+    """The policy by whose name the log can be replayed: these servers carry no retention out, so where it can be left
+    out of a policy nothing is spent on it."""
+    name = f"{policy}-no-retention"
+    return name if name in ABLATION_NAMES else policy
 
 
 class ElsewhereFrontend:
