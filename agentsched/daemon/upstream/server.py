@@ -1,4 +1,5 @@
-"""The daemon in front of servers that are there already: ``Daemon``, but that calls are passed on to them."""
+"""The daemon in front of servers that are there already: ``Daemon``, but that calls are passed on to
+them."""
 
 from __future__ import annotations
 
@@ -68,8 +69,8 @@ class UpstreamDaemon(Daemon):
 
 
 def _unretained(policy: str) -> str:
-    """The policy by whose name the log can be replayed: these servers carry no retention out, so where it can be left
-    out of a policy nothing is spent on it."""
+    """The policy by whose name the log can be replayed: these servers carry no retention out, so where it
+    can be left out of a policy nothing is spent on it."""
     name = f"{policy}-no-retention"
     return name if name in ABLATION_NAMES else policy
 

@@ -1,8 +1,9 @@
-"""An upstream server as an engine of the daemon: is it there, what room has it, and how to send it a request.
+"""An upstream server as an engine of the daemon: is it there, what room has it, and how to send it a
+request.
 
-Its service level: calls are let in, ordered and placed by the core before they are sent; what is sent runs as
-the server likes. It takes no orders. Its reports are estimates, made from the calls that pass: how fast it
-prefills, and what the contexts of the programs that are in it sum up to.
+Its service level: calls are let in, ordered and placed by the core before they are sent; what is sent runs
+as the server likes. It takes no orders. Its reports are estimates, made from the calls that pass: how fast
+it prefills, and what the contexts of the programs that are in it sum up to.
 """
 
 from __future__ import annotations
@@ -152,9 +153,10 @@ class UpstreamEngine:
             self._look.clear()
             if self._gone is not None:
                 return
-            missed = 0 if await self._answers() else missed + 1
-            if missed >= MOST_MISSED:
-                self._lose(UpstreamFault(Fault.SILENT, f"{missed} polls of /health in a row failed"))
+            fault = await self._ill()
+            missed = 0 if fault is None else missed + 1
+            if fault is not None and missed >= MOST_MISSED:
+                self._lose(UpstreamFault(fault, f"{missed} polls of /health in a row failed"))
             elif self._busy_s or self._decoded_tokens:
                 yield self._report()
 
@@ -171,14 +173,17 @@ class UpstreamEngine:
             _log.debug("engine %s is not there: %s", self._name, fault)
         return None
 
-    async def _answers(self) -> bool:
+    async def _ill(self) -> Fault | None:
+        """What is wrong with the server, by one poll. One that answers so takes no calls, but may finish
+        some."""
         begun_s = asyncio.get_running_loop().time()
         try:
-            return await is_up(self._pool, self._headers, self._settings.poll_timeout_s)
+            up = await is_up(self._pool, self._headers, self._settings.poll_timeout_s)
         except UpstreamFault as fault:
             if fault.fault is Fault.REFUSED:
                 self._lose(fault)
-            return self._pool.heard_since(begun_s)  # busy, but there
+            return None if self._pool.heard_since(begun_s) else Fault.SILENT  # None: busy, but there
+        return None if up else Fault.REFUSED
 
     def _lose(self, fault: UpstreamFault) -> None:
         self._gone = self._gone or fault
