@@ -266,6 +266,28 @@ async def test_an_error_after_pings_is_an_event_of_the_stream_and_breaks_another
             await whole.read()
 
 
+@pytest.mark.parametrize("how", ["closed", "stopped"])
+async def test_a_stream_whose_program_or_daemon_ends_is_told_so(how: str) -> None:
+    async def answer(got: Got) -> None:
+        await got.begin()
+        await got.chunk(delta("he"))
+        await got.gone.wait()
+
+    double = Double(answer)
+    async with aiohttp.ClientSession() as http, in_front_of(double) as served:
+        headers = {"X-Agentsched-Program": "p"}
+        async with http.post(served.url + CHAT, json=chat("hi", stream=True), headers=headers) as got:
+            assert await got.content.readuntil(b"\n\n") == delta("he")
+            closed = {"event": "ProgramClosed", "program": "p"}
+            if how == "closed":
+                await served.post("/agentsched/events", {"events": [closed]})
+            else:
+                await served.daemon.__aexit__(None, None, None)
+            error = json.loads((await got.read()).removeprefix(b"data: "))["error"]
+            assert error["code"] == ("program_closed" if how == "closed" else "shutting_down")
+        await asyncio.wait_for(double.requests[0].gone.wait(), DEADLINE_S)
+
+
 async def test_equal_calls_of_one_program_are_computed_once_until_the_answer_begins() -> None:
     going = asyncio.Event()
 

@@ -117,7 +117,7 @@ class PassedCalls(Calls):
             if not call.ended:
                 self._host.post(ev.FirstToken(call=call.core_name))
 
-        passage = Passage(call, first_token)
+        passage = call.passage = Passage(call, first_token)
         outgoing = Outgoing(path=call.path, headers=call.headers, body=call.body)
         try:
             connection = passage.connection = await server.send(outgoing, passage)
@@ -132,21 +132,19 @@ class PassedCalls(Calls):
             await passage.over
         except UpstreamFault as fault:
             server.doubt()
-            self._fail(call, passage, fault)
+            self._fail(call, fault)
         else:
             self._finish(call, passage, server, sending)
         finally:
             server.over(tokens)
             server.release(connection)
 
-    def _fail(self, call: PassedCall, passage: Passage, fault: UpstreamFault) -> None:
+    def _fail(self, call: PassedCall, fault: UpstreamFault) -> None:
         _log.warning("call %s: %s", call.name, fault)
         if fault.unsent and not call.answered:
             raise EngineGone(str(fault)) from fault
         status, code = _STATUS.get(fault.fault, (502, "engine_cut_off"))
         error = ApiError(status, str(fault), kind="server_error", code=code, retry_after_s=RETRY_AFTER_S)
-        if passage.status:
-            passage.broken(error)
         raise error from fault
 
     def _finish(self, call: PassedCall, passage: Passage, server: UpstreamEngine, sending: _Sending) -> None:

@@ -128,6 +128,7 @@ class PassedCall(LiveCall):
     path: str
     headers: list[Header]
     sinks: list[Sink] = field(default_factory=list)
+    passage: Passage | None = None
     answered: bool = False
     complete: bool = False
     """The whole answer has come, or it never will: its books are all that is left to do."""
@@ -148,9 +149,10 @@ class PassedCall(LiveCall):
 
     def notify(self) -> None:
         super().notify()
-        if self.error is not None and not self.answered:
+        if self.error is not None:  # those whose answer is over keep it
+            clean = self.passage is None or self.passage.watch.between_events
             for sink in self.sinks:
-                sink.end(self.error)
+                sink.end(self.error, clean=clean)
 
 
 class Passage:
@@ -196,12 +198,6 @@ class Passage:
     def failed(self, fault: UpstreamFault) -> None:
         if not self.over.done():
             self.over.set_exception(fault)
-
-    def broken(self, error: ApiError) -> None:
-        """After its beginning had gone to clients the answer broke off."""
-        self._call.complete = True
-        for sink in self._call.sinks:
-            sink.end(error, clean=self.watch.between_events)
 
     def _pause(self, sink: Sink, hold: bool) -> None:
         """The slowest client sets the pace; so one that stands still is told from a dead one by TCP alone."""
