@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -120,7 +121,7 @@ class Conversations:
     def answered(self, program: str, prompt: bytes, text: str) -> None:
         """The program got this answer to the prompt."""
         text = text.strip()
-        turn = Turn(program, len(text), digest(text))
+        turn = Turn(sys.intern(program), len(text), digest(text))  # one name for all of a program's turns
         turns = self._turns.get(prompt) or []
         turns.append(turn)
         self._turns[prompt] = turns[-_MOST_ALIKE:]
