@@ -49,8 +49,8 @@ def before_upstreams(
 
 def run_fast(main: Coroutine[None, None, None]) -> None:
     """Run on uvloop where it is installed (the extra ``fast``), else on asyncio's own loop."""
-    # What is remembered of programs is large and has no cycles: looking it through again and again costs calls
-    # 4 % of their time, and some of them a pause.
+    # What is remembered of programs is large and has no cycles: looking it through again and again costs
+    # calls 4 % of their time, and some of them a pause.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     try:
