@@ -50,6 +50,8 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "networkx": ("agentsched.graphs", "agentsched.workloads"),
     "plotly": ("agentsched.workloads",),
     "minisweagent": ("agentsched.sdk", "agentsched.workloads"),
+    "httptools": ("agentsched.engines.upstream",),
+    "uvloop": ("agentsched.cli", "agentsched.workloads.bench"),
     "click": ("agentsched.cli", "agentsched.workloads.bench"),
     "rich": ("agentsched.cli", "agentsched.workloads"),
     "scipy": ("agentsched.workloads.bounds", "agentsched.workloads.fit", "agentsched.workloads.grid"),
@@ -217,7 +219,7 @@ def test_a_third_party_package_is_imported_only_by_its_adapters(package: str) ->
     assert not strays, f"{package} belongs to {ADAPTERS[package]}"
 
 
-USED = ("engine", "gpu", "demo", "bench", "clients", "otel")
+USED = ("engine", "gpu", "demo", "bench", "clients", "otel", "fast")
 
 
 def test_what_is_imported_is_declared() -> None:

@@ -7,8 +7,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import click
 import platformdirs
 
 from agentsched.cli.flags import config_flags, given
+from agentsched.cli.serving import Loaded, Serving, before_upstreams, run_fast
 from agentsched.daemon.accounts import Declared, read_declared
 from agentsched.daemon.config import ConfigError, load_config, restart_needed
 from agentsched.daemon.host import Watcher
@@ -44,18 +46,25 @@ it, its own session ids, ids of tool calls and the conversation itself tell.
 """
 
 
-class Loaded(NamedTuple):
-    """The configuration, and what stands in the tenants' file that it names."""
-
-    config: Config
-    declared: Declared
-
-
 class Source(NamedTuple):
     """Where answers come from: the text side, and how to start the engine."""
 
     frontend: Frontend
     make_engine: Callable[[], Engine]
+
+    def serving(self, config: Config) -> Serving:
+        engine = config.engine
+        run = {"engine": engine.kind, "capacity": engine.kv_tokens, "host_capacity": engine.host_tokens}
+        tier = f" and {engine.host_tokens:,} in host memory" if engine.host_tokens else ""
+
+        def daemon(declared: Declared, watchers: Sequence[Watcher]) -> Daemon:
+            settings = config.daemon
+            return Daemon(
+                self.make_engine, self.frontend, settings, declared=declared, run=run, watchers=watchers
+            )
+
+        line = f"engine {engine.kind}, {engine.kv_tokens:,} KV tokens{tier}"
+        return Serving(daemon, self.frontend.models()[0], line)
 
 
 @click.command(epilog=EPILOG)
@@ -95,9 +104,9 @@ def serve(
     except ConfigError as error:
         raise click.UsageError(str(error)) from None
     config = loaded.config
-    source = _source(config.engine)
+    serving = before_upstreams(config) if config.upstream.urls else _source(config.engine).serving(config)
     try:
-        asyncio.run(_serve(source, loaded, load, ready_file))
+        run_fast(_serve(serving, loaded, load, ready_file))
     except (EngineGone, NoKeys, StateError) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
@@ -126,9 +135,8 @@ def _memory(engine: EngineSettings) -> list[str]:
 def _simulated(engine: EngineSettings) -> Source:
     command = [sys.executable, "-m", "agentsched.engines.simulated"]
     command += [*_memory(engine), "--vocabulary", str(VOCABULARY)]
-    return Source(
-        ByteFrontend(engine.kv_tokens), lambda: EngineProcess("simulated", command, cpu_core=engine.core)
-    )
+    make = partial(EngineProcess, "simulated", command, cpu_core=engine.core)
+    return Source(ByteFrontend(engine.kv_tokens), make)
 
 
 def _embedded(engine: EngineSettings) -> Source:
@@ -149,16 +157,18 @@ def _embedded(engine: EngineSettings) -> Source:
         raise click.ClickException(f"the model or its scripts cannot be used: {error}") from error
     command = [sys.executable, "-m", "agentsched.engines.embedded"]
     command += ["--model", str(model), *_memory(engine)]
-    return Source(frontend, lambda: EngineProcess("embedded", command, cpu_core=engine.core))
+    return Source(frontend, partial(EngineProcess, "embedded", command, cpu_core=engine.core))
 
 
-async def _serve(source: Source, loaded: Loaded, load: Callable[[], Loaded], ready_file: Path | None) -> None:
+async def _serve(
+    serving: Serving, loaded: Loaded, load: Callable[[], Loaded], ready_file: Path | None
+) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
     stop = asyncio.create_task(stopped.wait())
-    running = asyncio.create_task(_run(source, loaded, load, ready_file))
+    running = asyncio.create_task(_run(serving, loaded, load, ready_file))
     await asyncio.wait([stop, running], return_when=asyncio.FIRST_COMPLETED)
     stop.cancel()
     if not running.done():
@@ -169,30 +179,17 @@ async def _serve(source: Source, loaded: Loaded, load: Callable[[], Loaded], rea
         click.echo("agentsched: stopped", err=True)
 
 
-async def _run(source: Source, loaded: Loaded, load: Callable[[], Loaded], ready_file: Path | None) -> None:
-    config, engine = loaded.config, loaded.config.engine
-    run = {"engine": engine.kind, "capacity": engine.kv_tokens, "host_capacity": engine.host_tokens}
+async def _run(serving: Serving, loaded: Loaded, load: Callable[[], Loaded], ready_file: Path | None) -> None:
+    config = loaded.config
     async with AsyncExitStack() as stack:
-        watchers = (
-            [stack.enter_context(_spans(config.telemetry.otlp, source))] if config.telemetry.otlp else []
-        )
-        daemon = await stack.enter_async_context(
-            Daemon(
-                source.make_engine,
-                source.frontend,
-                config.daemon,
-                declared=loaded.declared,
-                run=run,
-                watchers=watchers,
-            )
-        )
+        otlp = config.telemetry.otlp
+        watchers = [stack.enter_context(_spans(otlp, serving.model))] if otlp else []
+        daemon = await stack.enter_async_context(serving.daemon(loaded.declared, watchers))
         reload = Reload(daemon, config, load)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
-        tier = f" and {engine.host_tokens:,} in host memory" if engine.host_tokens else ""
         watches = ", which only observes" if config.daemon.observe else ""
         click.echo(
-            f"agentsched: listening on {daemon.url} (policy {config.daemon.policy}{watches}, "
-            f"engine {engine.kind}, {engine.kv_tokens:,} KV tokens{tier})"
+            f"agentsched: listening on {daemon.url} (policy {config.daemon.policy}{watches}, {serving.line})"
         )
         if ready_file is not None:
             _announce(ready_file, daemon.url)
@@ -200,10 +197,10 @@ async def _run(source: Source, loaded: Loaded, load: Callable[[], Loaded], ready
 
 
 @contextmanager
-def _spans(otlp: str, source: Source) -> Iterator[Watcher]:
+def _spans(otlp: str, model: str) -> Iterator[Watcher]:
     from agentsched.daemon.spans import Spans, to_collector
 
-    spans = Spans(to_collector(otlp), source.frontend.models()[0])
+    spans = Spans(to_collector(otlp), model)
     try:
         yield spans
     finally:

@@ -33,10 +33,12 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def __post_init__(self) -> None:
         for field in self.__struct_fields__:
             value = getattr(self, field)
-            if isinstance(value, int | float) and not value >= 0:
+            kind = type(value)
+            if kind is str:
+                if not value and field in _NAMES:
+                    raise ValueError(f"{type(self).__name__}.{field} must not be empty")
+            elif (kind is int or kind is float) and not value >= 0:
                 raise ValueError(f"{type(self).__name__}.{field} must be >= 0, got {value!r}")
-            if value == "" and field in _NAMES:
-                raise ValueError(f"{type(self).__name__}.{field} must not be empty")
 
 
 def _check_deadline(deadline_s: float | None, event: str) -> None:

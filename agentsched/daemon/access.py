@@ -33,6 +33,11 @@ class Access:
         self._accounts = accounts
         self._tenancies = tenancies
 
+    @property
+    def locked(self) -> bool:
+        """Whether nobody is served without a key."""
+        return self._accounts.locked
+
     def admit(self, http: web.Request) -> None:
         """Check the key; ``http[TENANCY]`` is whose request it is, where it is a tenant's."""
         resource = http.match_info.route.resource

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import cast
 
 import msgspec
@@ -24,9 +24,10 @@ from agentsched.daemon.answers import Ending, Piece, ToolCall, Usage
 from agentsched.daemon.apis.contract import Request
 from agentsched.daemon.engine_accounts import honest
 from agentsched.daemon.errors import ApiError, engine_gone, overloaded, refused
+from agentsched.daemon.fitting import fitted
 from agentsched.daemon.gate import Gate, TurnedAway
 from agentsched.daemon.host import Host
-from agentsched.daemon.identity import Ask
+from agentsched.daemon.identity import Ask, Claim
 from agentsched.daemon.livecall import LiveCall
 from agentsched.daemon.patience import Patience
 from agentsched.daemon.programs import Programs
@@ -37,6 +38,7 @@ from agentsched.engines.contract import (
     EngineGone,
     GenerateRequest,
     RequestRefused,
+    TokenEngine,
     TokensOut,
 )
 from agentsched.engines.frontend import Delta, Frontend, Prepared, ToolCallText
@@ -86,21 +88,16 @@ class Calls:
         ``deadline_s`` is of the program, and counts where that is new. Raises ``ApiError``."""
         if self.unavailable is not None:
             raise self.unavailable
-        prepared = self._fitted(prepared)
+        prepared = fitted(prepared, self.room_tokens)
         claim = tenancy.identities.resolve(ask)
         if (live := self._live.get((claim.program, ask.digest))) is not None:
             live.clients += 1
             live.attached += 1
             return live
-        try:
-            tenancy.check_busy()
-        except ApiError:
-            tenancy.identities.given_up(claim)
-            raise
-        known = self._programs.open.get(claim.program)
+        self._check_busy(tenancy, claim)
         call = LiveCall(
             name=uuid.uuid4().hex,
-            first=known is None or not known.calls_done,
+            first=self._is_first(claim),
             claim=claim,
             tenancy=tenancy,
             request=request,
@@ -108,7 +105,25 @@ class Calls:
             shared_tokens=shared_tokens,
             arrived_s=asyncio.get_running_loop().time(),
         )
-        self._live[claim.program, ask.digest] = call
+        self._begin(call, deadline_s)
+        return call
+
+    def _check_busy(self, tenancy: Tenancy, claim: Claim) -> None:
+        try:
+            tenancy.check_busy()
+        except ApiError:
+            tenancy.identities.given_up(claim)
+            raise
+
+    def _is_first(self, claim: Claim) -> bool:
+        """Whether its program has no answer yet."""
+        known = self._programs.open.get(claim.program)
+        return known is None or not known.calls_done
+
+    def _begin(self, call: LiveCall, deadline_s: float | None) -> None:
+        """A new call: tell the core, and set it on its way."""
+        claim, tenancy = call.claim, call.tenancy
+        self._live[claim.program, claim.digest] = call
         tenancy.live += 1
         tenancy.identities.begun(claim)
         self.open_program(tenancy, claim.program, deadline_s=deadline_s, parent=claim.parent)
@@ -116,7 +131,6 @@ class Calls:
         call.task = asyncio.create_task(self._run(call), name=f"call {call.name}")
         self._tasks.add(call.task)
         call.task.add_done_callback(self._tasks.discard)
-        return call
 
     def leave(self, call: LiveCall) -> None:
         """A client is not interested any more; the last one ends the call, at once if it is running."""
@@ -182,26 +196,15 @@ class Calls:
             await asyncio.wait(self._tasks)
 
     @property
+    def engines(self) -> dict[str, Engine]:
+        """The attached engines by name."""
+        return self._host.engines
+
+    @property
     def room_tokens(self) -> int:
         """The largest context, output included, that any engine has room for; 0 without an engine."""
         can = (engine.capabilities for engine in self._host.engines.values())
         return max((min(c.max_context_tokens, c.capacity_tokens) for c in can), default=0)
-
-    def _fitted(self, prepared: Prepared) -> Prepared:
-        """The engine's KV may be smaller than the model's context: leave out what cannot fit."""
-        room = self.room_tokens
-        left = room - len(prepared.prompt)
-        if not room or prepared.sampling.max_output_tokens <= left:
-            return prepared
-        if left < 1:
-            raise refused(
-                RequestRefused(
-                    f"messages: the prompt has {len(prepared.prompt):,} tokens, and a context here has room "
-                    f"for {room:,}, output included"
-                )
-            )
-        sampling = msgspec.structs.replace(prepared.sampling, max_output_tokens=left)
-        return msgspec.structs.replace(prepared, sampling=sampling)
 
     # One call
 
@@ -213,7 +216,7 @@ class Calls:
             ev.CallArrived(
                 call=call.core_name,
                 program=call.program,
-                prompt_tokens=len(call.prepared.prompt),
+                prompt_tokens=call.prompt_tokens,
                 max_output_tokens=call.prepared.sampling.max_output_tokens,
                 answers=answers,
             )
@@ -251,10 +254,14 @@ class Calls:
     async def _pass_gate(self, call: LiveCall) -> Engine:
         ticket = call.ticket
         assert ticket is not None
+        through = ticket.passed.done()  # most calls are, and a time-out costs more than all of this
         try:
-            async with asyncio.timeout_at(call.arrived_s + self._patience.max_hold_s):
+            hold_until_s = call.arrived_s + self._patience.max_hold_s
+            async with nullcontext() if through else asyncio.timeout_at(hold_until_s):
                 engine = await ticket.passed
         except TimeoutError:
+            if not self._host.engines:
+                raise engine_gone(f"no engine for {self._patience.max_hold_s:g} s; try again later") from None
             raise overloaded(
                 f"held for {self._patience.max_hold_s:g} s without finding a place in an engine; "
                 "try again later",
@@ -282,7 +289,7 @@ class Calls:
         # A recorded answer is emitted as it was recorded, in full.
         stops = StopStrings(() if request.recorded is not None else call.request.stop)
         try:
-            items = cast("AsyncGenerator[CallItem, None]", engine.generate(request))
+            items = cast("AsyncGenerator[CallItem, None]", cast("TokenEngine", engine).generate(request))
             async with aclosing(items):
                 async for item in items:
                     match item:
@@ -340,7 +347,7 @@ class Calls:
         refs = tuple(ev.ToolCallRef(tool_call=tool.id, tool=tool.name) for tool in tools)
         done = finished or ev.CallFinished(
             call=call.core_name,
-            prompt_tokens=len(call.prepared.prompt),
+            prompt_tokens=call.prompt_tokens,
             cached_tokens=call.cached_tokens,
             output_tokens=call.output_tokens,
         )

@@ -25,7 +25,7 @@ from agentsched.engines.frontend import ChatRequest
 
 Message = dict[str, Any]
 
-_BILLING = re.compile(r"x-anthropic-billing-header:(?: [\w-]+=[^;\s]*;)+\s*")
+BILLING = re.compile(r"x-anthropic-billing-header:(?: [\w-]+=[^;\s]*;)+\s*")
 
 
 class Spellings:
@@ -90,7 +90,7 @@ def _drop_billing_header(chat: ChatRequest, spellings: Spellings) -> tuple[ChatR
     if first.get("role") != "system" or not isinstance(parts, list) or not parts:
         return None
     text = parts[0].get("text") if isinstance(parts[0], dict) else None
-    if not isinstance(text, str) or not _BILLING.fullmatch(text):
+    if not isinstance(text, str) or not BILLING.fullmatch(text):
         return None
     tidy = _with_messages(chat, [first | {"content": parts[1:]}, *chat.messages[1:]])
     return tidy, Change("claude-code-header", chat, once=True)

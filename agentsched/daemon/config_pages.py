@@ -50,7 +50,7 @@ def _toml(value: Any) -> str:
             return "none"
         case bool():
             return f"`{str(value).lower()}`"
-        case frozenset():
+        case frozenset() | tuple():
             return "`[]`"
         case str():
             return f'`"{value}"`'

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -121,7 +122,8 @@ class Conversations:
     def answered(self, program: str, prompt: bytes, text: str) -> None:
         """The program got this answer to the prompt."""
         text = text.strip()
-        turn = Turn(program, prompt, len(text), digest(text))
+        # One name for all of a program's turns.
+        turn = Turn(sys.intern(program), prompt, len(text), digest(text))
         turns = self.turns.get(prompt) or []
         turns.append(turn)
         self.turns[prompt] = turns[-_MOST_ALIKE:]
@@ -194,7 +196,7 @@ def _choice(turns: list[Turn], known: Sequence[Turn], talk: Talk, call: bytes, *
 def digest(data: bytes | str) -> bytes:
     """A short hash. JSON can carry half a surrogate pair."""
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
-    return hashlib.blake2b(raw, digest_size=16).digest()
+    return hashlib.sha256(raw).digest()[:16]  # processors have instructions for it: twice as fast as others
 
 
 def text_of(message: Message) -> str:

@@ -39,7 +39,7 @@ PROGRAM_PATH = "/program/{program}"
 
 CALL_HEADER = "x-agentsched-call"
 DEADLINE_HEADER = "x-agentsched-deadline-s"
-_RETRY_HEADER = "x-stainless-retry-count"  # what the clients of both vendors say of a retry
+RETRY_HEADER = "x-stainless-retry-count"  # what the clients of both vendors say of a retry
 _ANTHROPIC_HEADER = "anthropic-version"
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -78,22 +78,25 @@ class Gateway:
         middlewares: list[Middleware] = [_errors, self._admit]
         app = web.Application(client_max_size=body_limit_bytes, middlewares=middlewares)
         for base in ("", PROGRAM_PATH):
-            app.add_routes([web.post(base + api.path, partial(self._serve, api)) for api in APIS])
-            app.add_routes(
-                [
-                    web.get(base + "/", self._root),  # aiohttp answers HEAD where it answers GET
-                    web.post(base + "/v1/messages/count_tokens", self._count_tokens),
-                    web.get(base + "/v1/models", self._models),
-                    web.get(base + "/v1/models/{model:.+}", self._model),
-                ]
-            )
-        app.add_routes([web.post("/tokenize", self._tokenize), *routes(operations)])
+            app.add_routes(self._agents_routes(base))
+        app.add_routes(routes(operations))
         return app
 
     @web.middleware
     async def _admit(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         self._access.admit(request)
         return await handler(request)
+
+    def _agents_routes(self, base: str) -> list[web.RouteDef]:
+        """The paths that are for agents; ``base`` is "", or what names a program."""
+        return [
+            *(web.post(base + api.path, partial(self._serve, api)) for api in APIS),
+            web.get(base + "/", self._root),  # aiohttp answers HEAD where it answers GET
+            web.post(base + "/v1/messages/count_tokens", self._count_tokens),
+            web.get(base + "/v1/models", self._models),
+            web.get(base + "/v1/models/{model:.+}", self._model),
+            web.post(base + "/tokenize", self._tokenize),
+        ]
 
     def close(self) -> None:
         """End the tokenizing thread."""
@@ -114,13 +117,13 @@ class Gateway:
         ):
             if stated is not None:
                 check_program(stated, field)
-        deadline_s = _deadline_s(http.headers.get(DEADLINE_HEADER))
+        deadline_s = stated_deadline_s(http.headers.get(DEADLINE_HEADER))
         prepared, shared = await self._prepare(chat, request.fields)
         ask = Ask(
             chat=chat,
             digest=call_digest(chat, request.stop),
             origin=_origin(http, request),
-            retry=http.headers.get(_RETRY_HEADER, "0") != "0",
+            retry=http.headers.get(RETRY_HEADER, "0") != "0",
         )
         call = self._calls.join(tenancy, ask, request, prepared, shared_tokens=shared, deadline_s=deadline_s)
         try:
@@ -133,13 +136,17 @@ class Gateway:
             tenant = self._programs.open[call.program].tenant
             writer = request.writer(call.name, int(time.time()))
             deliver = self._delivery.stream if request.stream else self._delivery.whole
-            answer = await deliver(http, call, writer, _names(call))
-            if call.ending is not None and not call.charged:
-                call.charged = True
-                self._accounts.served(tenant, call.ending.usage)
+            answer = await deliver(http, call, writer, call_names(call))
+            self._charge(call, tenant)
             return answer
         finally:
             self._calls.leave(call)
+
+    def _charge(self, call: LiveCall, tenant: str) -> None:
+        """Its answer is on its way to a client."""
+        if call.ending is not None and not call.charged:
+            call.charged = True
+            self._accounts.served(tenant, call.ending.usage)
 
     async def _prepare(self, chat: ChatRequest, fields: Sequence[str] = ()) -> tuple[Prepared, int]:
         """The request in tokens, and how many of these at the beginning are shared with all tenants."""
@@ -251,7 +258,7 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
     return _json(api.error(failed), status=failed.status, headers=headers)
 
 
-def _deadline_s(stated: str | None) -> float | None:
+def stated_deadline_s(stated: str | None) -> float | None:
     """Within how many seconds the program should end. Raises ``ApiError`` (400)."""
     if stated is None:
         return None
@@ -265,7 +272,8 @@ def _deadline_s(stated: str | None) -> float | None:
     return deadline_s
 
 
-def _names(call: LiveCall) -> dict[str, str]:
+def call_names(call: LiveCall) -> dict[str, str]:
+    """Headers of an answer that name its program and its call."""
     return {PROGRAM_HEADER: call.stated_program, CALL_HEADER: call.name}
 
 

@@ -54,6 +54,7 @@ class Host:
         self._pending: deque[tuple[ev.AnyEvent, list[IllegalEvent]]] = deque()
         self._posting = False
         self._alarm: asyncio.TimerHandle | None = None
+        self._due_s: float | None = None
 
     @property
     def engines(self) -> dict[str, Engine]:
@@ -152,14 +153,18 @@ class Host:
             link.send(decision)
 
     def _set_alarm(self) -> None:
+        due = self._core.next_wakeup()
+        if due == self._due_s:
+            return
+        self._due_s = due
         if self._alarm is not None:
             self._alarm.cancel()
-        due = self._core.next_wakeup()
         delay = None if due is None else max(_MIN_SLEEP_S, due - self._clock())
         loop = asyncio.get_running_loop()
         self._alarm = None if delay is None else loop.call_later(delay, self._wake)
 
     def _wake(self) -> None:
+        self._due_s = None
         self.post(ev.Woken())
 
 

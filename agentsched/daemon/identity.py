@@ -219,6 +219,10 @@ class Identities:
             known.asked.append(tool_call)
             self._profiles.touch(program)
 
+    def disown(self, tool_call: str) -> None:
+        """This tool call id leads nowhere: several programs have it."""
+        self._minted.pop(tool_call)
+
     def minted(self, tool_call: str) -> Minted | None:
         """Which call asked for this tool call, if we minted its id and still know."""
         return self._minted.get(tool_call)

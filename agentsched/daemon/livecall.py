@@ -26,9 +26,9 @@ class LiveCall:
     tenancy: Tenancy
     request: Request
     prepared: Prepared
-    shared_tokens: int
     arrived_s: float
     first: bool
+    shared_tokens: int = 0
     clients: int = 1
     attached: int = 1
     delivered: bool = False
@@ -54,10 +54,14 @@ class LiveCall:
         return self.tenancy.outside(self.claim.program)
 
     @property
+    def prompt_tokens(self) -> int:
+        return len(self.prepared.prompt)
+
+    @property
     def usage(self) -> Usage:
         """What is known of it now."""
         return Usage(
-            prompt_tokens=len(self.prepared.prompt),
+            prompt_tokens=self.prompt_tokens,
             cached_tokens=self.cached_tokens,
             output_tokens=self.output_tokens,
         )

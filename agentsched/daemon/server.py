@@ -72,6 +72,9 @@ class Daemon:
     call without a key, and ``EngineGone`` if the engine does not start.
     """
 
+    _calls_kind: type[Calls] = Calls
+    _gateway_kind: type[Gateway] = Gateway
+
     def __init__(
         self,
         make_engine: Callable[[], Engine],
@@ -131,6 +134,10 @@ class Daemon:
         self._patience.take(settings)
         self._care.off = settings.no_care
 
+    @property
+    def _policy(self) -> str:
+        return self._settings.policy
+
     async def wait(self) -> None:
         """Raises ``EngineGone`` once the engine has failed too often; else waits for ever."""
         assert self._supervision is not None
@@ -161,14 +168,7 @@ class Daemon:
             if count := self._keeper.restore(self._host):
                 _log.info("took up %d programs of an earlier daemon", count)
         stack.callback(self._gateway.close)
-        supervisor = Supervisor(self._make_engine, self._host, stall_s=settings.stall_s)
-        stack.push_async_callback(self._stop_engine)
-        self._supervision = asyncio.create_task(self._supervise(supervisor), name="engine supervisor")
-        ready = asyncio.create_task(supervisor.ready.wait())
-        await asyncio.wait([ready, self._supervision], return_when=asyncio.FIRST_COMPLETED)
-        ready.cancel()
-        if self._supervision.done():
-            self._supervision.result()
+        await self._start_engines()
         app = self._gateway.application(self._operations, body_limit_bytes=settings.body_limit_bytes)
         # A handler is cancelled when its client goes away: that is how calls learn of it.
         runner = web.AppRunner(
@@ -181,10 +181,21 @@ class Daemon:
         sweeper = asyncio.create_task(self._sweep(), name="idle programs")
         stack.push_async_callback(_cancel, sweeper)
 
+    async def _start_engines(self) -> None:
+        """Returns once calls can be taken. Raises ``EngineGone``."""
+        supervisor = Supervisor(self._make_engine, self._host, stall_s=self._settings.stall_s)
+        self._stack.push_async_callback(self._stop_engine)
+        self._supervision = asyncio.create_task(self._supervise(supervisor), name="engine supervisor")
+        ready = asyncio.create_task(supervisor.ready.wait())
+        await asyncio.wait([ready, self._supervision], return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        if self._supervision.done():
+            self._supervision.result()
+
     def _make_core(self, database: Database | None) -> Core:
         # An engine may outlive the daemon: it heeds the orders of the highest epoch that it has heard of.
         epoch = int(time.time()) if database is None else database.begin_epoch()
-        core = Core(make_policy(self._settings.policy), epoch=epoch)
+        core = Core(make_policy(self._policy), epoch=epoch)
         self._epoch = epoch
         if database is not None and (known := records.models(database)) is not None:
             try:
@@ -199,7 +210,7 @@ class Daemon:
             return None
         header = Header(
             agentsched=__version__,
-            policy=settings.policy,
+            policy=self._policy,
             epoch=self._epoch,
             started_unix_s=time.time(),
             run=self._run,
@@ -222,14 +233,14 @@ class Daemon:
         self._care = PrefixCare(settings.no_care)
         self._patience = Patience.of(settings)
         self._shared = SharedPrefixes(self._declared.shared_prefixes, self._frontend)
-        self._calls = Calls(
+        self._calls = self._calls_kind(
             self._host,
             gate,
             self._programs,
             self._frontend,
             self._patience,
         )
-        self._gateway = Gateway(
+        self._gateway = self._gateway_kind(
             self._calls,
             self._programs,
             Access(self.accounts, tenancies),

@@ -207,6 +207,40 @@ class EngineSettings(Section, frozen=True, kw_only=True):
             raise ValueError(f"model and scripts have no meaning for the {self.kind} engine")
 
 
+class UpstreamServers(Section, frozen=True, kw_only=True):
+    """Servers that are there already, in the place of an engine of our own."""
+
+    urls: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Schedule calls for these servers (SGLang, vLLM, any that speaks these APIs), and "
+            "pass them on as they are. The environment's AGENTSCHED_UPSTREAM_API_KEY, if it is set, is sent "
+            "to them in place of each client's key.",
+            extra={"flag": "--upstream"},
+        ),
+    ] = ()
+    kv_tokens: Annotated[
+        int | None,
+        Meta(
+            description="Tokens whose KV each of them can hold. Without it they are asked: SGLang and vLLM "
+            "tell.",
+            extra={"flag": "--upstream-kv-tokens"},
+        ),
+    ] = None
+    silence_s: Annotated[
+        float,
+        Meta(
+            description="Seconds in which not a byte comes from a server, after which a call has failed.",
+            gt=0,
+            extra={"flag": "--upstream-silence"},
+        ),
+    ] = 600.0
+
+    def __post_init__(self) -> None:
+        if self.kv_tokens is not None and self.kv_tokens < 64:
+            raise ValueError(f"kv_tokens must be 64 or more, got {self.kv_tokens}")
+
+
 class Telemetry(Section, frozen=True, kw_only=True):
     """Where traces go: spans of programs, calls and tools by OpenTelemetry."""
 
@@ -225,4 +259,5 @@ class Config(Section, frozen=True, kw_only=True):
 
     daemon: Settings = msgspec.field(default_factory=Settings)
     engine: EngineSettings = msgspec.field(default_factory=EngineSettings)
+    upstream: UpstreamServers = msgspec.field(default_factory=UpstreamServers)
     telemetry: Telemetry = msgspec.field(default_factory=Telemetry)

@@ -141,20 +141,24 @@ def _codex(origin: Origin) -> Signal | None:
 def _session_header(origin: Origin) -> Signal | None:
     """By convention: ``*-session-id``, with ``*-agent-id`` for who it is in there, and ``*-parent-*-id``."""
     headers = origin.headers
-    names = sorted(headers, key=lambda name: name != "x-dynamo-session-id")  # which asks to go before all
+    names = [name for name in headers if name.endswith("session-id")]
+    names.sort(key=lambda name: name != "x-dynamo-session-id")  # which asks to go before all
     for name in names:
         found = _SESSION.fullmatch(name)
         session = _id(headers[name])
         if found is None or session is None or "parent" in name:
             continue
         family = found.group(1) or "session"
-        own = next((_id(headers[n]) for n in headers if _AGENT.fullmatch(n) and "parent" not in n), None)
+        agents = (n for n in headers if n.endswith("agent-id") and "parent" not in n and _AGENT.fullmatch(n))
+        own = next((_id(headers[n]) for n in agents), None)
         return Signal("session header", _named(family, session, own), _parent(headers, family, session))
     return None
 
 
 def _parent(headers: Mapping[str, str], family: str, session: str) -> str | None:
     for name in headers:
+        if "parent-" not in name:
+            continue
         found, value = _PARENT.fullmatch(name), _id(headers[name])
         if found is not None and value is not None:
             inside = found.group(1) == "agent"

@@ -11,13 +11,15 @@ from agentsched.engines.contract import Engine, EngineGone
 
 _log = logging.getLogger(__name__)
 
+MOST_PAUSE_S = 3.2
+
 
 class Supervisor:
     """``make`` gives a new engine each time, so that nothing of a dead one is taken for the next.
 
     An engine that ends within ``fast_s`` of being ready is a fast failure. After ``max_fast`` of them
-    in a row, or if the first one does not start at all, ``run`` gives up. An engine that has calls and
-    says nothing for ``stall_s`` is taken for hung, and ended.
+    in a row (None: never), or if the first one does not start at all, ``run`` gives up. An engine that has
+    calls and says nothing for ``stall_s`` is taken for hung, and ended.
     """
 
     def __init__(
@@ -26,7 +28,7 @@ class Supervisor:
         host: Host,
         *,
         fast_s: float = 10.0,
-        max_fast: int = 4,
+        max_fast: int | None = 4,
         stall_s: float = 120.0,
     ) -> None:
         self.ready = asyncio.Event()
@@ -44,9 +46,9 @@ class Supervisor:
             if lived_s is None and not self.ready.is_set():
                 raise error
             fast = fast + 1 if lived_s is None or lived_s < self._fast_s else 1
-            if fast >= self._max_fast:
+            if self._max_fast is not None and fast >= self._max_fast:
                 raise EngineGone(f"the engine failed {fast} times in a row, the last time: {error}")
-            pause_s = 0.1 * 2**fast
+            pause_s = min(MOST_PAUSE_S, 0.1 * 2 ** min(fast, 8))
             _log.error("%s; starting it again in %.1f s", error, pause_s)
             await asyncio.sleep(pause_s)
 

@@ -168,7 +168,11 @@ class StepEngine(Protocol):
 
 
 class Engine(Protocol):
-    """An engine as the daemon sees it. All methods may raise ``EngineGone``."""
+    """An engine as the daemon sees it: what is scheduled. All methods may raise ``EngineGone``.
+
+    How calls get there is another matter: a ``TokenEngine`` takes tokens; one that is a server of its own
+    takes whole requests (``agentsched.engines.upstream``).
+    """
 
     @property
     def name(self) -> str: ...
@@ -178,13 +182,6 @@ class Engine(Protocol):
 
     async def start(self) -> None:
         """Start or connect; returns when the engine can take calls."""
-        ...
-
-    def generate(
-        self, request: GenerateRequest
-    ) -> AsyncIterator[TokensOut | CallStarted | FirstToken | CallFinished | CallAborted]:
-        """Run one call to its end. Closing the iterator early aborts the call in the engine.
-        Raises ``RequestRefused`` before the first item if the request is at fault."""
         ...
 
     async def order(self, orders: Sequence[EngineOrder]) -> None:
@@ -197,4 +194,15 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Stop the engine and wait for its end. Never raises, may be called twice."""
+        ...
+
+
+class TokenEngine(Engine, Protocol):
+    """An engine that computes tokens from tokens."""
+
+    def generate(
+        self, request: GenerateRequest
+    ) -> AsyncIterator[TokensOut | CallStarted | FirstToken | CallFinished | CallAborted]:
+        """Run one call to its end. Closing the iterator early aborts the call in the engine.
+        Raises ``RequestRefused`` before the first item if the request is at fault."""
         ...

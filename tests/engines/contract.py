@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from agentsched.core.decisions import YIELDS
 from agentsched.core.events import CallAborted, CallFinished, CallStarted, FirstToken
-from agentsched.engines.contract import Engine, RequestRefused, TokensOut
+from agentsched.engines.contract import RequestRefused, TokenEngine, TokensOut
 from tests.engines.lab import BLOCK_TOKENS, CAPACITY_TOKENS, FOREVER, Lab, held_of
 
 
@@ -34,20 +34,20 @@ class OneEngine:
     """Derive, and make an engine of ``CAPACITY_TOKENS`` in blocks of ``BLOCK_TOKENS``."""
 
     @staticmethod
-    def make(folder: Path) -> Engine:
+    def make(folder: Path) -> TokenEngine:
         """``folder`` is empty, and the engine's to use."""
         raise NotImplementedError
 
     @pytest_asyncio.fixture(scope="class", loop_scope="class")
     @classmethod
-    async def engine(cls, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Engine]:
+    async def engine(cls, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[TokenEngine]:
         engine = cls.make(tmp_path_factory.mktemp("engine"))
         await engine.start()
         yield engine
         await engine.close()
 
     @pytest_asyncio.fixture(loop_scope="class")
-    async def lab(self, engine: Engine) -> AsyncIterator[Lab]:
+    async def lab(self, engine: TokenEngine) -> AsyncIterator[Lab]:
         lab = Lab(engine)
         await lab.order(lab.terms())
         yield lab
@@ -57,7 +57,7 @@ class OneEngine:
 class EngineContract(OneEngine):
     """What every engine must do, without a host tier."""
 
-    async def test_declares_its_limits(self, engine: Engine) -> None:
+    async def test_declares_its_limits(self, engine: TokenEngine) -> None:
         limits = engine.capabilities
         assert limits.capacity_tokens == CAPACITY_TOKENS
         assert limits.block_tokens == BLOCK_TOKENS

@@ -20,7 +20,7 @@ from agentsched.core.decisions import (
     Worth,
 )
 from agentsched.core.events import CallFinished, CallStarted, FirstToken, StepReport
-from agentsched.engines.contract import Engine, GenerateRequest, Sampling, TokensOut
+from agentsched.engines.contract import GenerateRequest, Sampling, TokenEngine, TokensOut
 from agentsched.engines.streams import CallItem
 
 CAPACITY_TOKENS = 1024
@@ -81,7 +81,7 @@ class Run:
 class Lab:
     """One test's dealings with the engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: TokenEngine) -> None:
         self.engine = engine
         self.journal: list[CallItem] = []
         self.reports: list[StepReport] = []

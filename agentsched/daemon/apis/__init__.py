@@ -4,8 +4,9 @@ A module reads a request's body into a ``Request`` (``contract.py``), whose ``wr
 answer in the API's form, whole or as a stream. Nothing else of the daemon knows any API. So to add one,
 write its module and list it here.
 
-An engine that speaks such an API itself, and is to be passed what the client sent byte by byte, belongs
-behind ``Calls``: a ``Request`` carries the body as it came (``raw``), and what comes back needs no writer.
+Engines that speak such an API themselves are passed what clients send byte by byte
+(``agentsched.daemon.upstream``); of these modules they need the writers only, for signs of life and errors
+of the daemon's own.
 """
 
 from agentsched.daemon.apis.chat import ChatCompletions

@@ -1,0 +1,114 @@
+"""The changes that are made in bodies and headers on their way: few, and each for a stated reason.
+
+A body that needs none goes on as it came, byte for byte. Where a field at the top is changed, all other
+fields keep their bytes, and their order; the white space between fields goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from agentsched.daemon.care import BILLING
+from agentsched.engines.upstream.wire import Header
+
+_HOP_BY_HOP = frozenset(
+    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer "
+    b"transfer-encoding upgrade".split()
+)
+_NOT_PASSED_ON = _HOP_BY_HOP | {
+    b"host",
+    b"content-length",
+    b"accept-encoding",  # what is compressed cannot be watched
+    b"content-encoding",  # the body has been decompressed
+    b"expect",
+}
+_NOT_PASSED_BACK = _HOP_BY_HOP | {b"content-length"}
+_PLAIN: Header = (b"Accept-Encoding", b"identity")
+_KEYS = frozenset({b"authorization", b"x-api-key"})
+_OURS = b"x-agentsched-"
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_blocks = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edits:
+    """What a body needs. ``usage``: ask for it on the stream; ``options`` are the stream's options so far."""
+
+    program_id: bool = False
+    accounting: bool = False
+    usage: bool = False
+    options: dict[str, Any] | None = None
+
+    def applied(self, data: bytes) -> bytes:
+        """The body as it is sent."""
+        if not (self.program_id or self.accounting or self.options is not None):
+            return _appended(data, b'"stream_options":{"include_usage":true}') if self.usage else data
+        fields = _fields(data)
+        if self.program_id:
+            del fields["program_id"]
+        if self.accounting:
+            kept = _blocks(fields["system"])[1:]
+            fields["system"] = msgspec.Raw(msgspec.json.encode(kept))
+        if self.usage:
+            options = (self.options or {}) | {"include_usage": True}
+            fields["stream_options"] = msgspec.Raw(msgspec.json.encode(options))
+        return msgspec.json.encode(fields)
+
+
+def is_accounting(system: Any) -> bool:
+    """Whether a system prompt begins with Claude Code's line of accounting (``care.py``)."""
+    first = system[0] if isinstance(system, list) and system else None
+    text = first.get("text") if isinstance(first, dict) else None
+    return isinstance(text, str) and BILLING.fullmatch(text) is not None
+
+
+def headers_on(headers: Iterable[Header], api_key: str | None = None, *, ours: bool = False) -> list[Header]:
+    """Of a client's headers those that the server gets. ``api_key``: the server's, in place of the
+    client's. ``ours``: the client's key is for the daemon, and goes no further."""
+    passed = [_PLAIN]
+    passed += [
+        (name, value)
+        for name, value in headers
+        if (lower := name.lower()) not in _NOT_PASSED_ON and not lower.startswith(_OURS)
+    ]
+    if named := _nominated(headers):
+        passed = [header for header in passed if header[0].lower() not in named]
+    if ours or api_key is not None:
+        passed = [header for header in passed if header[0].lower() not in _KEYS]
+    if api_key is not None:
+        passed.append((b"Authorization", b"Bearer " + api_key.encode()))
+    return passed
+
+
+def is_stream(headers: Iterable[Header]) -> bool:
+    """Whether an answer with these headers is a stream of events."""
+    return any(n.lower() == b"content-type" and v.startswith(b"text/event-stream") for n, v in headers)
+
+
+def headers_back(headers: Iterable[Header]) -> list[Header]:
+    """Of a server's headers those that the client gets."""
+    named = _nominated(headers)
+    return [
+        (name, value)
+        for name, value in headers
+        if (lower := name.lower()) not in _NOT_PASSED_BACK and lower not in named
+    ]
+
+
+def _nominated(headers: Iterable[Header]) -> frozenset[bytes]:
+    """Headers that ``Connection`` says are for the next hop only."""
+    for name, value in headers:
+        if len(name) == 10 and name.lower() == b"connection":
+            return frozenset(part.strip() for part in value.lower().split(b","))
+    return frozenset()
+
+
+def _appended(data: bytes, field: bytes) -> bytes:
+    """A JSON object with one more field at its end."""
+    inner = data.rstrip()[:-1].rstrip()
+    return inner + (b"" if inner.endswith(b"{") else b",") + field + b"}"
