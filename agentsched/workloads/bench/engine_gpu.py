@@ -4,7 +4,7 @@ An 8B Llama-shaped model in bf16 with random weights. Decode at batch 64, contex
 memory bandwidth (a step reads all weights and all KV once), prefill as a share of matrix products, and
 how much of a decode step the GPU waits for the host. Then 32k tokens are brought up from host memory, and
 agents are replayed as by ``scripts/bench replay``. Needs torch with CUDA, triton, transformers, msgspec and
-this repository, and what those bring with them (numpy, safetensors, networkx): ``python -m
+this repository, and what those bring with them (numpy, safetensors, tokenizers, networkx): ``python -m
 agentsched.workloads.bench.engine_gpu`` where the checkout's own environment has a CPU build of torch.
 
 ``--device cpu --tiny`` takes the same path through Triton's interpreter: it shows that it runs, nothing else.
