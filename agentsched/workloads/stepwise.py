@@ -100,11 +100,12 @@ class StepwiseEngine:
 class Timed:
     """A ``StepEngine`` whose steps take what passes on the clock until they are over.
 
-    ``busy_s`` sums them."""
+    ``busy_s`` sums them, and ``cpu_s`` the processor time that the process had in them: where it computes
+    on one thread, the difference is what others took of the core."""
 
     def __init__(self, engine: StepEngine, clock: Callable[[], float] = time.perf_counter) -> None:
         self._engine, self._clock = engine, clock
-        self.busy_s = 0.0
+        self.busy_s = self.cpu_s = 0.0
 
     @property
     def capabilities(self) -> Capabilities:
@@ -124,10 +125,11 @@ class Timed:
         self._engine.order(orders, now)
 
     def step(self, now: float) -> tuple[float, list[EngineOutput]]:
-        began_s = self._clock()
+        began_s, began_cpu_s = self._clock(), time.process_time()
         _, outputs = self._engine.step(now)
         took_s = self._clock() - began_s
         self.busy_s += took_s
+        self.cpu_s += time.process_time() - began_cpu_s
         return took_s, outputs
 
     def report(self, now: float, *, snapshot: bool = False) -> StepReport:

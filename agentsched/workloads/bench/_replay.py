@@ -185,6 +185,7 @@ class Replay:
     measured: dict[str, list[Summary]] = field(default_factory=dict)
     predicted: dict[str, list[Summary]] = field(default_factory=dict)
     busy_s: dict[str, list[float]] = field(default_factory=dict)
+    cpu_s: dict[str, list[float]] = field(default_factory=dict)
 
     def ratios(self, policy: str, measure: str) -> list[float]:
         """That of the first policy over that of ``policy``, repeat by repeat."""
@@ -209,6 +210,7 @@ class Replay:
                 policy: {name: [value(run) for run in runs] for name, value in MEASURES.items()}
                 | {
                     "busy_s": self.busy_s[policy],
+                    "cpu_s": self.cpu_s[policy],
                     "predicted_tct_mean_s": [run.tct_s.mean for run in self.predicted[policy]],
                     "predicted_over_measured": self.predictions(policy),
                 }
@@ -277,9 +279,10 @@ def replay(
             made.measured.setdefault(policy, []).append(run)
             made.predicted.setdefault(policy, []).append(guess)
             made.busy_s.setdefault(policy, []).append(timed.busy_s)
+            made.cpu_s.setdefault(policy, []).append(timed.cpu_s)
             say(
                 f"{told}: mean TCT {run.tct_s.mean:.2f} s, predicted {guess.tct_s.mean:.2f} s; "
-                f"the engine computed for {timed.busy_s:.1f} s"
+                f"the engine computed for {timed.busy_s:.1f} s, with {timed.cpu_s:.1f} s of processors"
             )
         longest_s = max(longest_s, time.perf_counter() - turn_s)
     return made

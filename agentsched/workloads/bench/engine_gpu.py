@@ -72,7 +72,7 @@ PROMOTED = promotion.Load(
     tokens=32768, rows=16, row_tokens=2048, filler_tokens=4096, quiet_steps=32, rounds=3, chunk_tokens=2048
 )
 PROMOTED_SMALL = promotion.Load(
-    tokens=64, rows=2, row_tokens=16, filler_tokens=64, quiet_steps=1, rounds=1, chunk_tokens=64
+    tokens=32, rows=1, row_tokens=16, filler_tokens=96, quiet_steps=1, rounds=1, chunk_tokens=96
 )
 PLAN = Plan(
     programs=24, concurrency=12, token_divisor=16.0, gap_divisor=12.0, chunk_tokens=2048, seconds=150.0
