@@ -45,7 +45,7 @@ def calibrate(
     """What steps cost with contexts of up to ``context`` tokens, chunks of ``chunk`` at most, and so many
     ``rows`` that decode at once."""
     bench = Bench(executor)
-    contexts = [max(16, context // 16), max(16, context // 3), max(16, context - _TAIL_TOKENS)]
+    contexts = sorted({max(16, tokens) for tokens in (context // 16, context // 3, context - _TAIL_TOKENS)})
     points: list[tuple[Point, Measure]] = [
         (Point(f"prefill of {size}"), partial(Bench.prefill, start=start, chunk=size))
         for size in sorted({min(chunk, size) for size in (*_CHUNKS, chunk)})
