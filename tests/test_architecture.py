@@ -54,7 +54,7 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "uvloop": ("agentsched.cli", "agentsched.workloads.bench"),
     "click": ("agentsched.cli", "agentsched.workloads.bench"),
     "rich": ("agentsched.cli", "agentsched.workloads"),
-    "scipy": ("agentsched.workloads.bounds", "agentsched.workloads.fit", "agentsched.workloads.grid"),
+    "scipy": ("agentsched.workloads.bounds", "agentsched.workloads.grid"),
     "matplotlib": ("agentsched.workloads.grid",),
     "agents": ("agentsched.workloads.live_clients",),
     "langgraph": ("agentsched.workloads.live_clients",),

@@ -97,8 +97,8 @@ def missing_package(error: ModuleNotFoundError, args: Sequence[str]) -> str | No
         return "this needs bcc: install the package python3-bpfcc of Debian or Ubuntu (not from PyPI)"
     if package not in EXTRAS:
         return None
-    # the extras "demo" and "bench" bring "engine" as well: naming the smaller one would take two attempts
-    extra = {"demo": "demo", "fit": "bench"}.get(args[0] if args else "", EXTRAS[package])
+    # the extra "demo" brings "engine" as well: naming the smaller one would take two attempts
+    extra = {"demo": "demo"}.get(args[0] if args else "", EXTRAS[package])
     return f"this needs the package '{package}': pip install 'agentsched[{extra}]'"
 
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field, fields
 from functools import partial
-from importlib import import_module
+from itertools import chain, combinations
 from pathlib import Path
 from statistics import fmean, median
 
@@ -276,7 +276,6 @@ def measure(bench: Bench, *, rounds: int, progress: Callable[[str], None]) -> li
 def fit_profile(points: Sequence[Point], *, host_tokens_per_s: float) -> CostProfile:
     """The costs, none negative, with the least squares of relative errors over the fitted points."""
     import numpy as np
-    from scipy.optimize import nnls
 
     used = [point for point in points if point.fitted]
     amounts = np.array([(1.0, *astuple(point.shape)) for point in used])
@@ -284,10 +283,16 @@ def fit_profile(points: Sequence[Point], *, host_tokens_per_s: float) -> CostPro
     # The terms differ by ten orders of magnitude: without scaling the solver would lose the small ones.
     scale = np.linalg.norm(amounts, axis=0)
     scale[scale == 0] = 1.0
-    costs, _ = nnls(amounts / scale, np.ones(len(used)))
-    return CostProfile(
-        **dict(zip(_TERMS, (costs / scale).tolist(), strict=True)), host_tokens_per_s=host_tokens_per_s
-    )
+    amounts /= scale
+    # Few enough terms to try which of them are nothing.
+    best, costs = float("inf"), np.zeros(len(_TERMS))
+    for some in chain.from_iterable(combinations(range(len(_TERMS)), n + 1) for n in range(len(_TERMS))):
+        found = np.linalg.lstsq(amounts[:, some], np.ones(len(used)), rcond=None)[0]
+        error = float(np.linalg.norm(amounts[:, some] @ found - 1))
+        if found.min() >= 0 and error < best:
+            best, costs = error, np.zeros(len(_TERMS))
+            costs[list(some)] = found / scale[list(some)]
+    return CostProfile(**dict(zip(_TERMS, costs.tolist(), strict=True)), host_tokens_per_s=host_tokens_per_s)
 
 
 def residuals(points: Sequence[Point], profile: CostProfile) -> tuple[Residual, ...]:
@@ -320,7 +325,6 @@ def fit_embedded(folder: Path, *, model: str, rounds: int, progress: Callable[[s
     from agentsched.engines.embedded.__main__ import load_executor, load_host_tier, warm_up
     from agentsched.engines.embedded.spec import load_spec
 
-    import_module("scipy.optimize")  # if it is missing, that is said before the measurement
     spec = load_spec(folder)
     if spec.max_context_tokens < LEAST_CONTEXT_TOKENS:
         raise ValueError(

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from random import Random
 
 from agentsched.core import events as ev
 from agentsched.core.decisions import EngineOrder
+from agentsched.core.events import StepReport
 from agentsched.engines.analytic import Output
-from agentsched.engines.contract import GenerateRequest, RequestRefused, Sampling, StepEngine, TokensOut
+from agentsched.engines.contract import (
+    Capabilities,
+    EngineOutput,
+    GenerateRequest,
+    RequestRefused,
+    Sampling,
+    StepEngine,
+    TokensOut,
+)
 
 
 class StepwiseEngine:
@@ -85,3 +95,45 @@ class StepwiseEngine:
         while len(tokens) < count:
             tokens.append(random.randrange(vocabulary))
         return tokens[:count]
+
+
+class Timed:
+    """A ``StepEngine`` whose steps take what passes on the clock until they are over.
+
+    ``busy_s`` sums them, and ``cpu_s`` the processor time that the process had in them: where it computes
+    on one thread, the difference is what others took of the core."""
+
+    def __init__(self, engine: StepEngine, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._engine, self._clock = engine, clock
+        self.busy_s = self.cpu_s = 0.0
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._engine.capabilities
+
+    @property
+    def has_work(self) -> bool:
+        return self._engine.has_work
+
+    def submit(self, request: GenerateRequest, now: float) -> None:
+        self._engine.submit(request, now)
+
+    def abort(self, call: str, now: float) -> None:
+        self._engine.abort(call, now)
+
+    def order(self, orders: Sequence[EngineOrder], now: float) -> None:
+        self._engine.order(orders, now)
+
+    def step(self, now: float) -> tuple[float, list[EngineOutput]]:
+        began_s, began_cpu_s = self._clock(), time.process_time()
+        _, outputs = self._engine.step(now)
+        took_s = self._clock() - began_s
+        self.busy_s += took_s
+        self.cpu_s += time.process_time() - began_cpu_s
+        return took_s, outputs
+
+    def report(self, now: float, *, snapshot: bool = False) -> StepReport:
+        return self._engine.report(now, snapshot=snapshot)
+
+    def check_invariants(self) -> None:
+        self._engine.check_invariants()

@@ -15,6 +15,7 @@ from agentsched.core import Core, make_policy
 from agentsched.core import events as ev
 from agentsched.core.log import Entry
 from agentsched.engines.analytic import AnalyticEngine
+from agentsched.engines.cost import CostProfile
 from agentsched.workloads.arrivals import HOUR_S
 from agentsched.workloads.conditions import Conditions
 from agentsched.workloads.fit import load_profile
@@ -31,15 +32,15 @@ PROGRAMS_A_PLACE = 6
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """How an engine computes: name or file of a cost profile, and the limits of its batches."""
+    """How an engine computes: a cost profile, or the name or file of one, and the limits of its batches."""
 
-    profile: str
+    profile: str | CostProfile
     chunk_tokens: int = 2048
     max_running: int = 256
 
     def engine(self, kv_tokens: int, *, name: str = "e0", host_tokens: int = 0) -> AnalyticEngine:
         return AnalyticEngine(
-            load_profile(self.profile),
+            load_profile(self.profile) if isinstance(self.profile, str) else self.profile,
             kv_tokens,
             name=name,
             host_tokens=host_tokens,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -187,6 +188,58 @@ def test_a_row_that_is_not_finite_fails_alone() -> None:
     drawn = sample(logits, *[row(temperature=1.0)] * 4)
     assert [drawn[0], drawn[2]] == [clean[0], clean[2]]
     assert [drawn[1], drawn[3]] == [RowFailed("the model's logits are not finite")] * 2
+
+
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what would make the host wait for a GPU, but for the one known way."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        masks = name.startswith("index") and any(
+            isinstance(index, Tensor) and index.dtype == torch.bool
+            for indices in args
+            if isinstance(indices, list)
+            for index in indices
+        )
+        if masks or name in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero"):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+EVERYTHING: list[dict[str, Any]] = [
+    {},
+    {"temperature": 1.0, "seed": 1},
+    {"temperature": 0.8, "top_p": 0.9, "top_k": 7, "min_p": 0.05, "logprobs": 3},
+    {"repetition_penalty": 1.2, "presence_penalty": 0.5, "frequency_penalty": 0.1, "logit_bias": {4: 2.0}},
+    {"logprobs": 0},
+]
+
+
+def test_a_step_asks_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    transfers: list[tuple[int, ...]] = []
+    to_host = sampling_module._to_host
+
+    def counting(told: Tensor) -> list[list[float]]:
+        transfers.append(tuple(told.shape))
+        return to_host(told)
+
+    monkeypatch.setattr(sampling_module, "_to_host", counting)
+    with Waits() as waits:
+        sample_in_place = Sampler().sample
+        for rows in ([row(), row()], [row(**fields) for fields in EVERYTHING]):
+            sample_in_place(scores(9, len(rows)), rows)
+    assert not waits.names
+    assert transfers == [(2, 3), (5, 3 + 1 + 2 * 3)]
+
+    # A draw from a flat distribution may need more than the likeliest few: only its row is asked again.
+    transfers.clear()
+    flat = torch.randn(2, 9000, generator=torch.Generator().manual_seed(4)) * 0.01
+    assert sample_in_place(flat, [row(temperature=1.0, top_p=0.9), row()])[1] == int(flat[1].argmax())
+    assert [shape[0] for shape in transfers] == [2, 1, 1]
 
 
 def test_no_extreme_leaves_the_vocabulary_or_the_finite() -> None:

@@ -23,6 +23,13 @@ Ints = NDArray[np.int64]
 Blocks = NDArray[np.int32]
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on its way to the device: the host does not wait for it."""
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 class Batch:
     """Rows packed one after the other: row i has tokens [ends[i-1], ends[i]), ``starts[i]`` before them.
 
@@ -86,10 +93,7 @@ class Batch:
         )
 
     def _sent(self, array: Ints | Blocks) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type == "cpu":
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+        return sent(torch.from_numpy(array), self.device)
 
 
 class Batcher:

@@ -97,7 +97,11 @@ class TorchExecutor:
         if not rows:
             return []
         asked = [row for row in rows if row.sampling is not None]
-        sampled = iter(self.sampler.sample(self.logits(rows), asked))
+        logits = self.logits(rows)
+        if not asked and logits.is_cuda:
+            # Nobody waits for a token, yet the step's seconds are to be told.
+            torch.cuda.current_stream(logits.device).synchronize()
+        sampled = iter(self.sampler.sample(logits, asked))
         return [None if row.sampling is None else next(sampled) for row in rows]
 
     @torch.inference_mode()

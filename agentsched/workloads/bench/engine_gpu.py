@@ -2,9 +2,10 @@
 
 An 8B Llama-shaped model in bf16 with random weights. Decode at batch 64, context 4k, as a share of the
 memory bandwidth (a step reads all weights and all KV once), prefill as a share of matrix products, and
-how much of a decode step the GPU waits for the host. Needs torch with CUDA, triton, transformers and this
-repository: ``python -m agentsched.workloads.bench.engine_gpu`` where the checkout's own environment has a CPU
-build of torch. Promotion from host memory is not measured here.
+how much of a decode step the GPU waits for the host. Then 32k tokens are brought up from host memory, and
+agents are replayed as by ``scripts/bench replay``. Needs torch with CUDA, triton, transformers, msgspec and
+this repository, and what those bring with them (numpy, safetensors, tokenizers, networkx): ``python -m
+agentsched.workloads.bench.engine_gpu`` where the checkout's own environment has a CPU build of torch.
 
 ``--device cpu --tiny`` takes the same path through Triton's interpreter: it shows that it runs, nothing else.
 """
@@ -12,6 +13,7 @@ build of torch. Promotion from host memory is not measured here.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -23,8 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agentsched.workloads.bench import _promotion as promotion
+from agentsched.workloads.bench._replay import MEASURES, Plan, replay_on, spread
+
 if TYPE_CHECKING:
     import torch
+
+    from agentsched.engines.embedded.executor import TorchExecutor
 
 RESULTS = Path(__file__).parents[1] / "results"
 BLOCK = 16
@@ -37,7 +44,7 @@ LLAMA_8B: dict[str, Any] = {
     "num_key_value_heads": 8,
     "head_dim": 128,
     "vocab_size": 128256,
-    "max_position_embeddings": 16384,
+    "max_position_embeddings": 36864,
 }
 TINY = LLAMA_8B | {
     "hidden_size": 64,
@@ -47,7 +54,7 @@ TINY = LLAMA_8B | {
     "num_key_value_heads": 2,
     "head_dim": 16,
     "vocab_size": 128,
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 512,
 }
 
 
@@ -61,6 +68,26 @@ class Load:
 
 
 FULL, SMALL = Load(64, 4096, 64, 8192, 2048), Load(2, 20, 1, 24, 16)
+PROMOTED = promotion.Load(
+    tokens=32768, rows=16, row_tokens=2048, filler_tokens=4096, quiet_steps=32, rounds=3, chunk_tokens=2048
+)
+PROMOTED_SMALL = promotion.Load(
+    tokens=32, rows=1, row_tokens=16, filler_tokens=96, quiet_steps=1, rounds=1, chunk_tokens=96
+)
+PLAN = Plan(
+    programs=24, concurrency=12, token_divisor=16.0, gap_divisor=12.0, chunk_tokens=2048, seconds=150.0
+)
+PLAN_SMALL = Plan(
+    trace="gen:continuum-swe?turns=2&turns_sd=0.1&programs=4",
+    programs=4,
+    concurrency=3,
+    token_divisor=2000.0,
+    pressure=0.6,
+    repeats=1,
+    chunk_tokens=16,
+    measured_rows=(1,),
+    measured_rounds=1,
+)
 
 
 @dataclass(frozen=True)
@@ -114,7 +141,7 @@ class Machine:
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         spec = ModelSpec.of(LlamaConfig(**config, tie_word_embeddings=False))
         shapes = tensor_shapes(spec)
-        model = Llama(spec, _Random(shapes, self.device, dtype), dtype, device)
+        model = self.model = Llama(spec, _Random(shapes, self.device, dtype), dtype, device)
         ops = ops_for(spec, dtype, self.device, kernels="triton")
         self.size = dtype.itemsize
         self.kv_bytes = 2 * spec.layers * spec.kv_heads * spec.head_dim * dtype.itemsize
@@ -222,6 +249,52 @@ class Machine:
             torch.cuda.synchronize()
 
 
+class Engines:
+    """The machine's model over any KV, as the engine serves it. What the machine held beside it must go."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._model, self._token_bytes = machine.model, machine.kv_bytes
+        self.max_context_tokens = machine.spec.max_context_tokens
+
+    def executor(self, kv_tokens: int) -> TorchExecutor:
+        """``kernels`` are Triton's on a CPU too, and the padding of decode steps is there."""
+        import torch
+
+        from agentsched.engines.embedded.executor import TorchExecutor
+
+        gc.collect()
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
+            free, _ = torch.cuda.mem_get_info()
+            if kv_tokens * self._token_bytes > 0.9 * free:
+                raise SystemExit(f"this GPU has no room for {kv_tokens:,} tokens of KV beside the model")
+        return TorchExecutor(self._model, num_blocks=-(-kv_tokens // BLOCK), kernels="triton", graphs=True)
+
+
+def serve(engines: Engines, tiny: bool) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Figures, goals and lines for people of what the engine does as a whole."""
+    load, plan = (PROMOTED_SMALL, PLAN_SMALL) if tiny else (PROMOTED, PLAN)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    promoted = promotion.promote(engines.executor(load.kv_tokens), load, say)
+    replayed = replay_on(plan, engines.max_context_tokens, engines.executor, say)
+    lines = [
+        *promoted.lines(),
+        f"replay of {plan.trace}, tokens divided by {plan.token_divisor:g} and gaps by {plan.gap_divisor:g}, "
+        f"pressure {plan.pressure:g}, {replayed.kv_tokens:,} tokens of KV:",
+        *(
+            f"  {policy}: {name} {spread([value(run) for run in runs])}"
+            for policy, runs in replayed.measured.items()
+            for name, value in MEASURES.items()
+        ),
+        *replayed.lines(),
+    ]
+    figures = {"promotion": promoted.figures(), "replay": replayed.figures()}
+    return figures, promoted.goals() | replayed.goals(), lines
+
+
 def measure(machine: Machine, tiny: bool) -> dict[str, float]:
     import torch
 
@@ -264,6 +337,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny model: only shows that it works")
     parser.add_argument("--out", type=Path, default=None, help="by default the package's results/<gpu>.json")
     options = parser.parse_args()
+    began_s = time.perf_counter()
     if options.device == "cpu":
         if not options.tiny:
             parser.error("--device cpu goes with --tiny alone: figures of a GPU come from a GPU")
@@ -278,20 +352,26 @@ def main() -> None:
         sys.exit(2)
     gpu = torch.cuda.get_device_name() if options.device == "cuda" else "cpu-tiny"
     config, load = (TINY, SMALL) if options.tiny else (LLAMA_8B, FULL)
-    figures = measure(Machine(config, load, options.device), options.tiny)
+    machine = Machine(config, load, options.device)
+    figures = measure(machine, options.tiny)
+    reached, engines = goals(figures), Engines(machine)
+    del machine
+    served, more, lines = serve(engines, options.tiny)
     told = {
         "gpu": gpu,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "command": " ".join(["scripts/bench engine-gpu", *sys.argv[1:]]),
-        "figures": figures,
-        "goals": {} if options.tiny else goals(figures),
+        "seconds": time.perf_counter() - began_s,
+        "figures": figures | served,
+        "goals": {} if options.tiny else reached | more,
     }
     for name, figure in figures.items():
         print(f"{name}: {figure:,.4g}")
+    print("\n".join(lines))
     for name, goal in told["goals"].items():  # type: ignore[attr-defined]
         print(f"{'met' if goal['met'] else 'NOT MET'}: {name}: {goal['value']:.3f} (wanted {goal['want']})")
-    print("promotion from host memory is not measured here")
+    print(f"{told['seconds']:.0f} s in all")
     if options.tiny and options.out is None:
         return
     out = options.out or RESULTS / f"{re.sub('[^a-z0-9]+', '-', gpu.lower()).strip('-')}.json"
