@@ -26,8 +26,10 @@ from torch import Tensor
 
 from agentsched.engines.host_tier import Move
 
-STEP_BYTES = 32 << 20
-"""Of demotions and promotions in a step on the CPU, and of demotions on a GPU."""
+STEP_BYTES = 4 << 20
+"""Of demotions and promotions in a step on the CPU, which takes longer by them: 1 ms or so."""
+GPU_STEP_BYTES = 32 << 20
+"""Of demotions in a step on a GPU; what comes up does so beside the computing."""
 
 Pools = Sequence[tuple[Tensor, Tensor]]
 """Keys and values of each layer, each [slots, kv heads, head_dim]."""
@@ -63,7 +65,8 @@ class HostMemory:
         flat = [pool.view(pool.shape[0] // block_tokens, -1) for pair in pools for pool in pair]
         self.blocks = blocks
         row_bytes = sum(pool.shape[1] * pool.itemsize for pool in flat)
-        self._step_blocks = max(1, STEP_BYTES // row_bytes)
+        self._paced = not flat[0].is_cuda
+        self._step_blocks = max(1, (STEP_BYTES if self._paced else GPU_STEP_BYTES) // row_bytes)
         try:
             self._copies: _Copies = _CudaCopies(flat, blocks) if flat[0].is_cuda else _CpuCopies(flat, blocks)
         except RuntimeError as error:
@@ -109,10 +112,11 @@ class HostMemory:
         """A step's share of what is to be done, what calls may be waiting for first."""
         left = self._step_blocks
         if self._bringing:
-            moves = [self._bringing.popleft() for _ in range(min(left, len(self._bringing)))]
+            count = min(left, len(self._bringing)) if self._paced else len(self._bringing)
+            moves = [self._bringing.popleft() for _ in range(count)]
             self._copies.bring(moves)
             left -= len(moves)
-        self._save(list(self._saving)[:left])
+        self._save(list(self._saving)[: max(0, left)])
 
     def _save(self, blocks: Iterable[int]) -> None:
         """Those of the blocks that are still to be saved."""

@@ -26,8 +26,8 @@ LOADS = (0.5, 0.7, 0.85, 0.95, 1.05, 1.25, 1.5, 2.0)
 OVERLOAD = 2.0
 HOURS, OVERLOAD_HOURS, ORDER_HOURS = 3.0, 2.0, 6.0
 OF_SATURATION = 0.9
-ORDERED = ("continuum", "thunderagent")
-"""Baselines with an order of programs: by arrival, and small ones first."""
+ORDERED = {"continuum": "program-FCFS (continuum)", "thunderagent": "small ones first (thunderagent)"}
+"""Baselines with an order of programs."""
 SATURATING = "to see what it serves at most"
 
 MOST_STRETCH = 2.0
