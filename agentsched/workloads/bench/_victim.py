@@ -35,6 +35,9 @@ class Victim:
         self.url = f"http://127.0.0.1:{self.port}"
         self._command = [sys.executable, "-m", "agentsched", "serve", "--port", str(self.port)]
         self._command += [
+            # Runs that their agents give up stay known: what is over by its silence is another matter.
+            "--idle-floor",
+            "3600",
             "--state",
             str(self.state),
             "--log",
