@@ -11,6 +11,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Mapping
+from functools import lru_cache
 
 from aiohttp import web
 
@@ -109,6 +110,7 @@ def others_reach(listening: socket.socket) -> bool:
     return listening.family != socket.AF_UNIX and not _is_loopback(listening.getsockname()[0])
 
 
+@lru_cache(1024)
 def _is_loopback(address: str) -> bool:
     found = ipaddress.ip_address(address.split("%")[0])
     if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import uuid
+from random import getrandbits
 from typing import Any, cast
 
 from agentsched.core import events as ev
@@ -83,7 +83,7 @@ class PassedCalls(Calls):
             live.attached += 1
             return live
         self._check_busy(tenancy, claim)
-        name = uuid.uuid4().hex
+        name = f"{getrandbits(128):032x}"  # names tell calls apart, and are no secret
         if live is not None:
             claim.digest += name.encode()  # its first copy is being answered, and cannot be joined any more
         call = PassedCall(
