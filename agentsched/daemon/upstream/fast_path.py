@@ -20,6 +20,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import cast
 
+from agentsched.daemon.errors import ApiError
 from agentsched.daemon.upstream.client import Client, Incoming
 from agentsched.daemon.upstream.plain_requests import (
     MOST_HEAD_BYTES,
@@ -126,7 +127,7 @@ class Connection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._due_s: float | None = None
         """When the client has to have sent what it is at, in the loop's time."""
-        self._begun = self._chunked = self._reading_held = False
+        self._begun = self._chunked = self._reading_held = self._refused = False
         self._writing_held: asyncio.Future[None] | None = None
 
     # asyncio.Protocol
@@ -137,6 +138,8 @@ class Connection(asyncio.Protocol):
         self._due_s = self._loop.time() + IDLE_S
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         if not self._parts and self._task is None and self._head is None:
             self._due_s = self._loop.time() + HEAD_S
         self._parts.append(data)
@@ -179,9 +182,12 @@ class Connection(asyncio.Protocol):
             else:
                 self._keep(data)
             return
-        self._head = read_head(data[:end], self._path.body_limit_bytes)
+        self._head = read_head(data[:end])
         if self._head is None:
             self._hand_over(data)
+            return
+        if self._head.body_bytes > self._path.body_limit_bytes:
+            self._refuse(self._head)
             return
         self._keep(data[end:])
         body_s = BODY_S + self._head.body_bytes / LEAST_BODY_BYTES_PER_S
@@ -206,20 +212,27 @@ class Connection(asyncio.Protocol):
         full.connection_made(self._wire)
         full.data_received(data)
 
+    def _refuse(self, head: PlainHead) -> None:
+        """Its body is too large: say so, and read no more than the client needs to hear that."""
+        self._refused, self._due_s = True, self._loop.time() + HEAD_S
+        most = self._path.body_limit_bytes
+        error = ApiError(
+            413,
+            f"the body is too large: {head.body_bytes:,} bytes, and {most:,} are read at most",
+            code="request_too_large",
+        )
+        status, headers, body = self._path.failure(_incoming(head, b""), error)
+        length = (b"Content-Length", b"%d" % len(body))
+        self._wire.write(self._lines(status, headers, length, (b"Connection", b"close")) + body)
+        if self._wire.can_write_eof():
+            self._wire.write_eof()
+
     def _begin_answer(self, head: PlainHead) -> None:
         data, length = self._all(), head.body_bytes
         body, ahead = (data, b"") if len(data) == length else (data[:length], data[length:])
         self._head, self._due_s, self._begun = None, None, False
         self._keep(ahead)
-        incoming = Incoming(
-            path=head.path,
-            query=head.query,
-            program=head.program,
-            headers=head.headers,
-            named=head.named,
-            body=body,
-        )
-        self._task = self._loop.create_task(self._answer(incoming))
+        self._task = self._loop.create_task(self._answer(_incoming(head, body)))
 
     async def _answer(self, incoming: Incoming) -> None:
         wire = self._wire
@@ -257,7 +270,7 @@ class Connection(asyncio.Protocol):
         """End the connection if its client is too slow."""
         if self._due_s is None or now_s < self._due_s:
             return
-        if self._parts or self._head is not None:
+        if (self._parts or self._head is not None) and not self._refused:
             self._wire.write(self._path.too_slow)
         self._wire.close()
 
@@ -310,3 +323,14 @@ class Connection(asyncio.Protocol):
         self._wire.write(data)
         if self._writing_held is not None:
             await self._writing_held
+
+
+def _incoming(head: PlainHead, body: bytes) -> Incoming:
+    return Incoming(
+        path=head.path,
+        query=head.query,
+        program=head.program,
+        headers=head.headers,
+        named=head.named,
+        body=body,
+    )

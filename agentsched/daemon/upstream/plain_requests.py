@@ -42,7 +42,7 @@ def begins_plainly(data: bytes) -> bool:
     return data.startswith(START) if len(data) >= len(START) else START.startswith(data)
 
 
-def read_head(data: bytes, most_body_bytes: int) -> PlainHead | None:
+def read_head(data: bytes) -> PlainHead | None:
     """A whole head, with the empty line at its end; None if it is not plain."""
     found = _head(data)
     if found is None:
@@ -60,7 +60,6 @@ def read_head(data: bytes, most_body_bytes: int) -> PlainHead | None:
         len(named) == len(headers) <= MOST_HEADERS
         and length.isdigit()
         and len(length) < 16
-        and int(length) <= most_body_bytes
         and named.get("connection", "").lower() in _KEPT_ALIVE
         and _NOT_PLAIN.isdisjoint(named)
     )
