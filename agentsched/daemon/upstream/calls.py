@@ -96,7 +96,7 @@ class PassedCalls(Calls):
             arrived_s=asyncio.get_running_loop().time(),
             asked=asked,
             asked_tokens=self._estimates.prompt_tokens(claim.program, len(body)),
-            kind=_kind(asked),
+            kind="" if self._estimates.knows(claim.program) else _kind(asked),
             body=body,
             path=path,
             headers=headers,
@@ -227,8 +227,7 @@ class _Sending:
 
 def _kind(asked: Asked) -> str:
     """First calls of one model that begin alike have as much of their prompt in common."""
-    messages = asked.chat.messages
-    content = messages[0].get("content") if messages else asked.chat.prompt
+    content = asked.transcript.first().get("content")
     first = content[0] if isinstance(content, list) and content else content
     text = first.get("text") if isinstance(first, dict) else first
     return f"{asked.chat.model} {len(asked.chat.tools)} {str(text)[:KIND_CHARS]}"

@@ -99,6 +99,7 @@ class PassGateway(Gateway):
             digest=asked.digest,
             origin=Origin(headers=headers, body=asked.signals, path=incoming.program),
             retry=headers.get(RETRY_HEADER, "0") != "0",
+            transcript=asked.transcript,
         )
         writer = partial(_writer, asked)
         calls = cast("PassedCalls", self._calls)
