@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+import msgspec
+
 from agentsched.daemon.recent import Recent
 from agentsched.daemon.talks import Message, Talk, digest, text_of
 
@@ -33,8 +35,7 @@ _QUOTE_START = re.compile(r"(?:\A|[\n>:\"])\s*(?=\S)")
 _MOST_STARTS = 500
 
 
-@dataclass(slots=True)
-class Turn:
+class Turn(msgspec.Struct, gc=False):
     """An answer of a program, after the prompt of this chain. ``claimed`` is the digest of the live call
     that continues it; ``next_prompt`` the chain of the prompt that did."""
 
@@ -78,7 +79,7 @@ class Conversations:
     """The turns of all programs. ``remembered`` bounds each table."""
 
     def __init__(self, remembered: int) -> None:
-        self.turns: Recent[bytes, list[Turn]] = Recent(remembered)
+        self.turns: Recent[bytes, tuple[Turn, ...]] = Recent(remembered)
         self.openings: Recent[bytes, Turn] = Recent(remembered)
 
     def answered(self, program: str, prompt: bytes, text: str) -> None:
@@ -86,8 +87,7 @@ class Conversations:
         text = text.strip()
         # One name for all of a program's turns.
         turn = Turn(sys.intern(program), prompt, len(text), digest(text))
-        turns = self.turns.get(prompt) or []
-        turns.append(turn)
+        turns = (*(self.turns.get(prompt) or ()), turn)
         self.turns[prompt] = turns[-_MOST_ALIKE:]
         if len(text) >= _OPENING_CHARS:
             self.openings[digest(text[:_OPENING_CHARS])] = turn

@@ -150,7 +150,7 @@ class Identities:
             "scope": Table(self._scopes, str, list[str]),
             "opening": Table(self._opening, bytes, list[str]),
             "given up": Table(self._given_up, bytes, list[str]),
-            "turn": Table(self._conversations.turns, bytes, list[Turn]),
+            "turn": Table(self._conversations.turns, bytes, tuple[Turn, ...]),
             "quotation": Table(self._conversations.openings, bytes, Turn),
         }
 
@@ -168,10 +168,7 @@ class Identities:
         that attaches to a live call is not: it says the same as that call's.
         """
         chat, transcript = ask.chat, ask.transcript
-        if transcript is None:
-            talk = listed(chat.messages, chat.prompt)
-        else:
-            talk = self._beginnings.read(transcript)
+        talk = self._beginnings.read(transcript) if transcript else listed(chat.messages, chat.prompt)
         ids, in_text = self._known_ids(talk)
         found = self._find(ask, talk, ids, "tool text" if in_text else "tool call")
         profile = _profile(ask, talk)

@@ -143,6 +143,7 @@ class PassedCalls(Calls):
         finally:
             server.over(tokens)
             server.release(connection)
+            passage.close()
 
     def _fail(self, call: PassedCall, fault: UpstreamFault) -> None:
         _log.warning("call %s: %s", call.name, fault)
