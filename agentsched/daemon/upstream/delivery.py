@@ -8,7 +8,6 @@ added any more.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -30,7 +29,8 @@ BOOKS_S = 1.0
 
 
 class PassDelivery:
-    """``kept`` waits until all that is known is kept; no answer ends before its books are done."""
+    """``kept`` waits until all that is known is kept: a program's first answer does not end before. The books
+    of others are done right after their last bytes are written, and before anything else is read."""
 
     def __init__(self, patience: Patience, kept: Callable[[], Awaitable[None]] | None = None) -> None:
         self._patience = patience
@@ -38,7 +38,8 @@ class PassDelivery:
 
     async def deliver(self, client: Client, call: PassedCall, sink: Sink, names: Sequence[Header]) -> None:
         """The whole answer. Raises the ``ApiError`` that stands in its place, where nothing was sent yet."""
-        stream, settle = call.asked.stream, partial(self._settle, call)
+        stream = call.asked.stream
+        settle = partial(self._settle, call, self._kept) if call.first and self._kept is not None else None
         patience_s = (0.0 if call.held else self._patience.ping_s) if stream else self._patience.silence_s
         if await sink.begun(patience_s):
             if sink.status:
@@ -63,13 +64,10 @@ class PassDelivery:
         except ConnectionResetError:
             _log.info("call %s: a client went away", call.name)
 
-    async def _settle(self, call: PassedCall) -> None:
-        if not call.ended:
-            await asyncio.sleep(0)
+    async def _settle(self, call: PassedCall, kept: Callable[[], Awaitable[None]]) -> None:
         if not call.ended:
             await call.over(BOOKS_S)
-        if call.first and self._kept is not None:
-            await self._kept()
+        await kept()
 
 
 async def passed(

@@ -3,6 +3,7 @@ passed on."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from functools import partial
 from typing import cast
@@ -122,7 +123,8 @@ class PassGateway(Gateway):
                 self._metrics.identified(call.claim.known_by)
             names = [(name.encode(), value.encode()) for name, value in call_names(call).items()]
             await self._pass_delivery.deliver(client, call, sink, names)
-            self._charge(call, tenancy.tenant.name)
+            # Its books are done within this step of the loop, whether the client stays for that or not.
+            asyncio.get_running_loop().call_soon(self._charge, call, tenancy.tenant.name)
         finally:
             call.detach(sink)
             calls.leave(call)
