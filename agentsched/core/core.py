@@ -81,6 +81,8 @@ class Core:
 
     def _follow(self, orders: Orders, event: ev.AnyEvent, subject: Program | None) -> None:
         match event:
+            case ev.CallStarted() | ev.FirstToken():
+                pass
             case ev.EngineAttached():
                 self.policy.retention.terms(orders, event.engine)
             case ev.PolicyEngaged() if event.engaged != self._engaged:

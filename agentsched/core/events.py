@@ -31,14 +31,19 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of the vocabulary: refuses empty names, NaN and negative amounts."""
 
     def __post_init__(self) -> None:
-        for field in self.__struct_fields__:
-            value = getattr(self, field)
+        for value in msgspec.structs.astuple(self):
             kind = type(value)
             if kind is str:
-                if not value and field in _NAMES:
-                    raise ValueError(f"{type(self).__name__}.{field} must not be empty")
+                if not value:
+                    self._check_names()
             elif (kind is int or kind is float) and not value >= 0:
+                field = next(f for f in self.__struct_fields__ if getattr(self, f) is value)
                 raise ValueError(f"{type(self).__name__}.{field} must be >= 0, got {value!r}")
+
+    def _check_names(self) -> None:
+        for field in self.__struct_fields__:
+            if field in _NAMES and getattr(self, field) == "":
+                raise ValueError(f"{type(self).__name__}.{field} must not be empty")
 
 
 def _check_deadline(deadline_s: float | None, event: str) -> None:

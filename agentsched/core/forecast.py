@@ -9,11 +9,10 @@ fit. Time is counted in calls: all programs are taken to make calls at the same 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Forecast:
+class Forecast(NamedTuple):
     """One program: tokens it holds now, not counting what it shares; tokens that each further call adds;
     calls it has left."""
 

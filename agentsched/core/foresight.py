@@ -120,10 +120,7 @@ class Learned:
     def forecast(self, state: State, program: Program) -> Forecast:
         tokens = program.expected_context_tokens
         first = program.first_prompt_tokens or tokens
-        calls_left = state.contexts.expected_calls_left(program.calls_done, first)
-        final = state.contexts.expected_final_tokens(
-            calls_done=program.calls_done, tokens_now=tokens, first_prompt_tokens=first
-        )
+        calls_left, final = state.contexts.expected_rest(program.calls_done, tokens, first)
         stated = program.expected_calls - program.calls_done
         return Forecast(
             now_tokens=max(0, tokens - program.shared_tokens),

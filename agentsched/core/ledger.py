@@ -59,15 +59,13 @@ class Ledger:
     def put(self, program: Program, forecast: Forecast, leaves_s: float | None, now: float) -> None:
         """Seat the program, or renew its entry. ``leaves_s``: when its gap is not worth holding KV for
         any more, monotonic seconds; None if it is not in a gap."""
-        self.drop(program, now)
+        self._settle(now)
         name, tokens = program.name, forecast.now_tokens
+        self._take_out(name)
         self._forecasts[name] = forecast
         insort(self._endings, (-forecast.calls_left, name, forecast))
         self.need_tokens += tokens
-        self._shared_by[name] = program.shared_tokens
-        self._shared[program.shared_tokens] += 1
-        if self._shared[program.shared_tokens] == 1:
-            self._make_room()
+        self._share(name, program.shared_tokens)
         if leaves_s is not None:
             self._away[name] = tokens
             self._away_tokens += tokens
@@ -76,20 +74,34 @@ class Ledger:
     def drop(self, program: Program, now: float) -> None:
         """The program has no seat here any more, if it had one."""
         self._settle(now)
-        name = program.name
+        if self._take_out(program.name):
+            self._share(program.name, None)
+
+    def _take_out(self, name: str) -> bool:
+        """Its entry, but for what it shares. False if it has none."""
         forecast = self._forecasts.pop(name, None)
         if forecast is None:
-            return
+            return False
         del self._endings[bisect_left(self._endings, (-forecast.calls_left, name))]
         self.need_tokens -= forecast.now_tokens
         self._away_tokens -= self._away.pop(name, 0)
         self._leaves_s.pop(name, None)
         self._left.pop(name, None)
-        shared = self._shared_by.pop(name)
-        self._shared[shared] -= 1
-        if not self._shared[shared]:
-            del self._shared[shared]
-            self._make_room()
+        return True
+
+    def _share(self, name: str, tokens: int | None) -> None:
+        """The program shares so many tokens; None: it is not here any more."""
+        before = self._shared_by.pop(name, None) if tokens is None else self._shared_by.get(name)
+        if before == tokens:
+            return
+        if before is not None:
+            self._shared[before] -= 1
+            if not self._shared[before]:
+                del self._shared[before]
+        if tokens is not None:
+            self._shared_by[name] = tokens
+            self._shared[tokens] += 1
+        self._make_room()
 
     def _settle(self, now: float) -> None:
         """Learn the share that held until now."""
@@ -101,10 +113,14 @@ class Ledger:
 
     def leave(self, name: str, leaves_s: float) -> bool:
         """It is ``leaves_s``. False if the program's gap is another one by now, or over."""
-        if self._leaves_s.get(name) != leaves_s:
+        if not self.leaves(name, leaves_s):
             return False
         self._left[name] = None
         return True
+
+    def leaves(self, name: str, leaves_s: float) -> bool:
+        """Whether the program is in that gap still."""
+        return self._leaves_s.get(name) == leaves_s
 
     def leavers(self) -> Iterator[str]:
         """Programs whose gaps are not worth their KV any more, longest since first."""

@@ -96,4 +96,7 @@ class Program:
     @property
     def expected_context_tokens(self) -> int:
         """Its context at least: what it has, or what its live calls bring."""
-        return max([self.context_tokens, *(call.prompt_tokens for call in self.calls.values())])
+        tokens = self.context_tokens
+        for call in self.calls.values():
+            tokens = max(tokens, call.prompt_tokens)
+        return tokens

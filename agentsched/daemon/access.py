@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Mapping
+from functools import lru_cache
 
 from aiohttp import web
 
@@ -47,13 +49,17 @@ class Access:
         if path == METRICS_PATH or path.startswith(ADMIN_PATH):
             self._admin(http)
         else:
-            http[TENANCY] = self._tenancies.of(self._tenant(http))
+            http[TENANCY] = self.tenancy(http.headers, _peer(http))
 
-    def _tenant(self, http: web.Request) -> str:
+    def tenancy(self, headers: Mapping[str, str], peer: object) -> Tenancy:
+        """Whose request it is that has these headers (names in any or in lower case) and comes from there."""
+        return self._tenancies.of(self._tenant(headers, peer))
+
+    def _tenant(self, headers: Mapping[str, str], peer: object) -> str:
         if not self._accounts.locked:
-            _check_local(http)
+            _check_local(peer)
             return DEFAULT
-        key = self._key(http)
+        key = self._key(headers)
         if key.tenant == ADMIN:
             raise ApiError(
                 403,
@@ -65,7 +71,7 @@ class Access:
 
     def _admin(self, http: web.Request) -> None:
         if not self._accounts.locked:
-            _check_local(http)
+            _check_local(_peer(http))
             if "Origin" in http.headers:
                 raise ApiError(
                     403,
@@ -73,11 +79,11 @@ class Access:
                     kind="permission_error",
                     code="from_a_browser",
                 )
-        elif self._key(http).tenant != ADMIN:
+        elif self._key(http.headers).tenant != ADMIN:
             raise ApiError(403, "this needs an admin's key", kind="permission_error", code="wrong_key")
 
-    def _key(self, http: web.Request) -> Key:
-        stated = _stated(http)
+    def _key(self, headers: Mapping[str, str]) -> Key:
+        stated = _stated(headers)
         found = {key.tenant: key for secret in stated if (key := self._accounts.known(secret)) is not None}
         if len(found) == 1:
             return next(iter(found.values()))
@@ -87,9 +93,9 @@ class Access:
         raise _unauthorized("the API key is not known here" if stated else f"an API key is needed: {how}")
 
 
-def _stated(http: web.Request) -> list[str]:
-    authorization = http.headers.get("Authorization", "")
-    found = [http.headers.get("x-api-key", "")]
+def _stated(headers: Mapping[str, str]) -> list[str]:
+    authorization = headers.get("authorization", "")
+    found = [headers.get("x-api-key", "")]
     if authorization[: len(_BEARER)].lower() == _BEARER:
         found.append(authorization[len(_BEARER) :].strip())
     return [secret for secret in found if secret]
@@ -104,6 +110,7 @@ def others_reach(listening: socket.socket) -> bool:
     return listening.family != socket.AF_UNIX and not _is_loopback(listening.getsockname()[0])
 
 
+@lru_cache(1024)
 def _is_loopback(address: str) -> bool:
     found = ipaddress.ip_address(address.split("%")[0])
     if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
@@ -111,8 +118,11 @@ def _is_loopback(address: str) -> bool:
     return found.is_loopback
 
 
-def _check_local(http: web.Request) -> None:
+def _peer(http: web.Request) -> object:
+    return http.transport.get_extra_info("peername") if http.transport is not None else None
+
+
+def _check_local(peer: object) -> None:
     """The last key of a daemon that listens beyond this machine may have gone from its file."""
-    peer = http.transport.get_extra_info("peername") if http.transport is not None else None
     if isinstance(peer, tuple) and not _is_loopback(peer[0]):
         raise _unauthorized("there are no keys, so that only calls from the daemon's own machine are served")

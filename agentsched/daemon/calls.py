@@ -14,7 +14,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, nullcontext
+from contextlib import aclosing
 from typing import cast
 
 import msgspec
@@ -254,11 +254,12 @@ class Calls:
     async def _pass_gate(self, call: LiveCall) -> Engine:
         ticket = call.ticket
         assert ticket is not None
-        through = ticket.passed.done()  # most calls are, and a time-out costs more than all of this
         try:
-            hold_until_s = call.arrived_s + self._patience.max_hold_s
-            async with nullcontext() if through else asyncio.timeout_at(hold_until_s):
-                engine = await ticket.passed
+            if ticket.passed.done():  # most calls are, and a time-out costs more than all of this
+                engine = ticket.passed.result()
+            else:
+                async with asyncio.timeout_at(call.arrived_s + self._patience.max_hold_s):
+                    engine = await ticket.passed
         except TimeoutError:
             if not self._host.engines:
                 raise engine_gone(f"no engine for {self._patience.max_hold_s:g} s; try again later") from None

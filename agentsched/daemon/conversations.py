@@ -13,19 +13,16 @@ full.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import msgspec
 
 from agentsched.daemon.recent import Recent
-
-Message = dict[str, Any]
+from agentsched.daemon.talks import Message, Talk, digest, text_of
 
 # Clients may append to our text before they return it; a short text alone would match by chance.
 _MIN_PREFIX_CHARS = 32
@@ -36,11 +33,9 @@ _MOST_ALIKE = 1024
 
 _QUOTE_START = re.compile(r"(?:\A|[\n>:\"])\s*(?=\S)")
 _MOST_STARTS = 500
-_encoder = msgspec.json.Encoder(order="deterministic")
 
 
-@dataclass(slots=True)
-class Turn:
+class Turn(msgspec.Struct, gc=False):
     """An answer of a program, after the prompt of this chain. ``claimed`` is the digest of the live call
     that continues it; ``next_prompt`` the chain of the prompt that did."""
 
@@ -72,38 +67,6 @@ class _Said:
         return self._beginnings[chars]
 
 
-class Talk:
-    """The messages of one call. ``chains[n]`` identifies the first n of them."""
-
-    def __init__(self, messages: Sequence[Message], prompt: str | list[int] | None = None) -> None:
-        if prompt is not None:
-            text = prompt if isinstance(prompt, str) else _encoder.encode(prompt).decode()
-            messages = [{"role": "user", "content": text}]
-        self.messages = messages
-        self.chains = [b""]
-        for message in messages:
-            self.chains.append(digest(self.chains[-1] + _encoder.encode(_normalised(message))))
-
-    @property
-    def chain(self) -> bytes:
-        return self.chains[-1]
-
-    @property
-    def opens(self) -> bool:
-        """Whether nothing has been answered in it yet."""
-        return not any(message.get("role") == "assistant" for message in self.messages)
-
-    @property
-    def system(self) -> bytes:
-        """What stands before the first message that is not the system's."""
-        kept = []
-        for message in self.messages:
-            if message.get("role") not in ("system", "developer"):
-                break
-            kept.append(_normalised(message))
-        return _encoder.encode(kept)
-
-
 @dataclass(frozen=True, slots=True)
 class Found:
     """The turn that a call continues. ``fork``: others have gone on from there already, another way."""
@@ -116,7 +79,7 @@ class Conversations:
     """The turns of all programs. ``remembered`` bounds each table."""
 
     def __init__(self, remembered: int) -> None:
-        self.turns: Recent[bytes, list[Turn]] = Recent(remembered)
+        self.turns: Recent[bytes, tuple[Turn, ...]] = Recent(remembered)
         self.openings: Recent[bytes, Turn] = Recent(remembered)
 
     def answered(self, program: str, prompt: bytes, text: str) -> None:
@@ -124,8 +87,7 @@ class Conversations:
         text = text.strip()
         # One name for all of a program's turns.
         turn = Turn(sys.intern(program), prompt, len(text), digest(text))
-        turns = self.turns.get(prompt) or []
-        turns.append(turn)
+        turns = (*(self.turns.get(prompt) or ()), turn)
         self.turns[prompt] = turns[-_MOST_ALIKE:]
         if len(text) >= _OPENING_CHARS:
             self.openings[digest(text[:_OPENING_CHARS])] = turn
@@ -145,14 +107,12 @@ class Conversations:
         self, talk: Talk, call: bytes, *, retry: bool, allowed: Callable[[str], bool]
     ) -> Found | None:
         """What the call with digest ``call`` continues, among the programs that are ``allowed``."""
-        for index in range(len(talk.messages) - 1, 0, -1):
-            message = talk.messages[index]
-            if message.get("role") == "assistant":
-                known = self.turns.get(talk.chains[index]) or ()
-                said = _Said(message)
-                turns = [t for t in known if t.is_said_by(said) and allowed(t.program)]
-                if turns:
-                    return _choice(turns, known, talk, call, retry=retry)
+        for message, prompt in talk.answers():
+            known = self.turns.get(prompt) or ()
+            said = _Said(message)
+            turns = [t for t in known if t.is_said_by(said) and allowed(t.program)]
+            if turns:
+                return _choice(turns, known, talk, call, retry=retry)
         return None
 
     def recalled(self, talk: Talk, allowed: Callable[[str], bool]) -> str | None:
@@ -191,40 +151,3 @@ def _choice(turns: list[Turn], known: Sequence[Turn], talk: Talk, call: bytes, *
     free.sort(key=lambda t: t.next_prompt is not None)  # one that nobody has gone on from, if there is one
     order = copies + free if retry else free + copies
     return Found(order[0], fork=False) if order else Found(turns[-1], fork=True)
-
-
-def digest(data: bytes | str) -> bytes:
-    """A short hash. JSON can carry half a surrogate pair."""
-    raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
-    return hashlib.sha256(raw).digest()[:16]  # processors have instructions for it: twice as fast as others
-
-
-def text_of(message: Message) -> str:
-    """All text of a message."""
-    content = message.get("content")
-    if isinstance(content, str):
-        return content
-    return "".join(map(_part, content)) if isinstance(content, list) else ""
-
-
-def _part(part: Any) -> str:
-    if isinstance(part, dict) and isinstance(part.get("text"), str):
-        return str(part["text"])
-    if isinstance(part, dict):
-        part = {key: value for key, value in part.items() if key != "cache_control"}
-    return _encoder.encode(part).decode()
-
-
-def _normalised(message: Message) -> list[Any]:
-    """What two copies of a message have in common: clients add keys of their own, write empty
-    contents in three ways, and a text as a list of parts."""
-    calls = [
-        [
-            call.get("id"),
-            (call.get("function") or {}).get("name"),
-            (call.get("function") or {}).get("arguments"),
-        ]
-        for call in message.get("tool_calls") or ()
-        if isinstance(call, dict)
-    ]
-    return [message.get("role"), message.get("name"), message.get("tool_call_id"), text_of(message), calls]

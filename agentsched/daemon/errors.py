@@ -66,6 +66,11 @@ def bad_field(field: str, problem: str) -> ApiError:
     return ApiError(400, f"{field}: {problem}", param=field)
 
 
+def invalid_json(error: Exception) -> ApiError:
+    """400: the body is none that could be read."""
+    return ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json")
+
+
 def overloaded(message: str, retry_after_s: float) -> ApiError:
     """429: nothing is wrong with the request; come back later."""
     return ApiError(

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -249,13 +249,25 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
             raise
         failed = ApiError(error.status, f"{request.method} {request.path}: {error.reason}")
         allowed = error.headers.get("Allow")
-    except Exception:
-        _log.exception("%s %s failed", request.method, request.path)
-        failed = ApiError(500, "internal error of the daemon; its log has more", kind="server_error")
-    anthropic = Messages.path in request.path or _ANTHROPIC_HEADER in request.headers
-    api: Api = Messages() if anthropic else ChatCompletions()
+    except Exception as error:
+        failed = as_failure(error, f"{request.method} {request.path}")
     headers = failed.headers() | ({} if allowed is None else {"Allow": allowed})
-    return _json(api.error(failed), status=failed.status, headers=headers)
+    return _json(failure_body(failed, request.path, request.headers), status=failed.status, headers=headers)
+
+
+def as_failure(error: Exception, request: str) -> ApiError:
+    """What a client is told of it. A fault of the daemon's own goes to the log, with what was asked."""
+    if isinstance(error, ApiError):
+        return error
+    _log.error("%s failed", request, exc_info=error)
+    return ApiError(500, "internal error of the daemon; its log has more", kind="server_error")
+
+
+def failure_body(failed: ApiError, path: str, headers: Mapping[str, str]) -> bytes:
+    """In the format of the API that the client speaks."""
+    anthropic = Messages.path in path or _ANTHROPIC_HEADER in headers
+    api: Api = Messages() if anthropic else ChatCompletions()
+    return api.error(failed)
 
 
 def stated_deadline_s(stated: str | None) -> float | None:

@@ -28,21 +28,20 @@ client that comes back after that is a new program.
 
 from __future__ import annotations
 
-import re
 import secrets
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
 
-from agentsched.daemon.conversations import Conversations, Message, Talk, Turn, digest, text_of
+from agentsched.daemon.conversations import Conversations, Turn
 from agentsched.daemon.recent import Recent
 from agentsched.daemon.signals import KINDS, Origin, Signal, read
+from agentsched.daemon.talks import Beginnings, Talk, Transcript, digest, listed
 from agentsched.engines.frontend import ChatRequest
 
-_MINTED = re.compile(r"call_[A-Za-z0-9_-]{22}")
 _MOST_GENERATIONS = 32
 _MOST_MEMBERS = 250
 """Agents of one run that are told apart."""
@@ -70,12 +69,13 @@ class Minted:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
     """What identity needs of a request. ``digest`` is ``call_digest`` of it; ``retry`` says that
-    the client itself calls this a retry."""
+    the client itself calls this a retry. ``transcript``: its messages, where they are not in ``chat``."""
 
     chat: ChatRequest
     digest: bytes
     origin: Origin = field(default_factory=Origin)
     retry: bool = False
+    transcript: Transcript | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -135,6 +135,7 @@ class Identities:
         self._conversations = Conversations(remembered)
         self._profiles: Recent[str, _Profile] = Recent(remembered)
         self._parents: Recent[str, str] = Recent(remembered)
+        self._beginnings = Beginnings()
         self._scopes: Recent[str, list[str]] = Recent(remembered)
         self._opening: Recent[bytes, list[str]] = Recent(remembered)  # live first calls, by digest
         self._given_up: Recent[bytes, list[str]] = Recent(remembered)
@@ -149,7 +150,7 @@ class Identities:
             "scope": Table(self._scopes, str, list[str]),
             "opening": Table(self._opening, bytes, list[str]),
             "given up": Table(self._given_up, bytes, list[str]),
-            "turn": Table(self._conversations.turns, bytes, list[Turn]),
+            "turn": Table(self._conversations.turns, bytes, tuple[Turn, ...]),
             "quotation": Table(self._conversations.openings, bytes, Turn),
         }
 
@@ -166,8 +167,9 @@ class Identities:
         A claim that becomes a live call (``begun``) is ended once, with its call. The claim of a retry
         that attaches to a live call is not: it says the same as that call's.
         """
-        talk = Talk(ask.chat.messages, ask.chat.prompt)
-        ids, in_text = self._known_ids(talk.messages)
+        chat, transcript = ask.chat, ask.transcript
+        talk = self._beginnings.read(transcript) if transcript else listed(chat.messages, chat.prompt)
+        ids, in_text = self._known_ids(talk)
         found = self._find(ask, talk, ids, "tool text" if in_text else "tool call")
         profile = _profile(ask, talk)
         known = self._profiles.get(found.program)
@@ -288,15 +290,11 @@ class Identities:
             self._scopes[scope.program] = [*members[:1], *newest, found.program]
         return found
 
-    def _known_ids(self, messages: Iterable[Message]) -> tuple[list[str], bool]:
+    def _known_ids(self, talk: Talk) -> tuple[list[str], bool]:
         """Ids of ours in the messages, in order; and whether they had to be read out of texts."""
-        plain, texts = [], []
-        for message in messages:
-            found = [message.get("tool_call_id")]
-            found += [c.get("id") for c in message.get("tool_calls") or () if isinstance(c, dict)]
-            plain += [i for i in found if isinstance(i, str) and i in self._minted]
-            if message.get("role") == "assistant":
-                texts += [i for i in _MINTED.findall(text_of(message)) if i in self._minted]
+        stated, in_text = talk.tool_calls()
+        plain = [i for i in stated if i in self._minted]
+        texts = () if plain else [i for i in in_text if i in self._minted]
         return list(dict.fromkeys(plain or texts)), not plain
 
     def _by_conversation(

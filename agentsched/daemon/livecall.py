@@ -42,7 +42,8 @@ class LiveCall:
     output_tokens: int = 0
     ticket: Ticket | None = None
     task: asyncio.Task[None] | None = None
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _changed: asyncio.Event | None = None
+    """While somebody waits for a change."""
 
     @property
     def program(self) -> str:
@@ -80,7 +81,7 @@ class LiveCall:
         try:
             async with asyncio.timeout(timeout_s):
                 while not self.ended:
-                    await self._changed.wait()
+                    await self._change()
         except TimeoutError:
             return False
         return True
@@ -90,7 +91,7 @@ class LiveCall:
         try:
             async with asyncio.timeout(timeout_s):
                 while len(self.pieces) <= seen and not self.ended:
-                    await self._changed.wait()
+                    await self._change()
         except TimeoutError:
             return False
         return True
@@ -98,7 +99,7 @@ class LiveCall:
     async def end(self) -> Ending:
         """Wait for the end. Raises the ``ApiError`` that it ended with."""
         while not self.ended:
-            await self._changed.wait()
+            await self._change()
         if self.error is not None:
             raise self.error
         assert self.ending is not None
@@ -106,5 +107,11 @@ class LiveCall:
 
     def notify(self) -> None:
         """Something changed: wake everybody who waits."""
-        self._changed.set()
-        self._changed = asyncio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+
+    async def _change(self) -> None:
+        if self._changed is None:
+            self._changed = asyncio.Event()
+        await self._changed.wait()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -61,6 +61,12 @@ class Metrics:
         self._call = histogram(
             "agentsched_call_seconds", "From a call's arrival to its end.", buckets=_CALL_S
         )
+        # Looking a child up costs more than counting. What labels there are is bounded: by kinds of decisions
+        # and signals, and by engines.
+        self._of_calls, self._of_signal = cache(self._calls.labels), cache(self._identified.labels)
+        self._of_tokens, self._of_decision = cache(self._tokens.labels), cache(self._decisions.labels)
+        self._of_turn, self._of_kv = cache(self._ttft.labels), cache(self._kv.labels)
+        self._of_engine = cache(self._engine.labels)
         self._arrivals: dict[str, tuple[float, str]] = {}
         self._capacity: dict[str, int] = {}
 
@@ -81,31 +87,31 @@ class Metrics:
     def observe(self, now: float, event: ev.AnyEvent, decided: Sequence[de.AnyDecision]) -> None:
         """Count one event and what was decided."""
         for decision in decided:
-            self._decisions.labels(type(decision).__name__).inc()
+            self._of_decision(type(decision).__name__).inc()
         match event:
             case ev.CallArrived():
                 later = self._programs.open[event.program].calls_done > 0
                 self._arrivals[event.call] = (now, "later" if later else "first")
             case ev.FirstToken():
                 arrived_s, turn = self._arrivals[event.call]
-                self._ttft.labels(turn).observe(now - arrived_s)
+                self._of_turn(turn).observe(now - arrived_s)
             case ev.CallFinished():
                 self._call.observe(now - self._arrivals.pop(event.call)[0])
-                self._calls.labels("finished").inc()
-                self._tokens.labels("prompt").inc(event.prompt_tokens)
-                self._tokens.labels("cached").inc(event.cached_tokens)
-                self._tokens.labels("recomputed").inc(event.recomputed_tokens)
-                self._tokens.labels("output").inc(event.output_tokens)
+                self._of_calls("finished").inc()
+                self._of_tokens("prompt").inc(event.prompt_tokens)
+                self._of_tokens("cached").inc(event.cached_tokens)
+                self._of_tokens("recomputed").inc(event.recomputed_tokens)
+                self._of_tokens("output").inc(event.output_tokens)
             case ev.CallAborted():
                 del self._arrivals[event.call]
-                self._calls.labels("aborted").inc()
+                self._of_calls("aborted").inc()
             case ev.ToolFinished():
                 self._tools.inc()
             case ev.EngineAttached():
                 self._capacity[event.engine] = event.capacity_tokens
             case ev.EngineLost():
                 for kind in ("capacity", "free", "evictable", "held"):
-                    self._kv.labels(event.engine, kind).set(0)
+                    self._of_kv(event.engine, kind).set(0)
             case ev.StepReport():
                 self._report(event)
             case ev.PolicyEngaged():
@@ -119,7 +125,7 @@ class Metrics:
 
     def identified(self, signal: str) -> None:
         """A call's program was found."""
-        self._identified.labels(signal).inc()
+        self._of_signal(signal).inc()
 
     def cared(self, rule: str, tokens: int) -> None:
         """A rule of prefix care made so many tokens shareable that were then shared."""
@@ -147,11 +153,11 @@ class Metrics:
             ("evictable", report.evictable_tokens),
             ("held", capacity - report.free_tokens),
         ):
-            self._kv.labels(report.engine, kind).set(tokens)
+            self._of_kv(report.engine, kind).set(tokens)
         for kind, tokens in (
             ("prefilled", report.prefilled_tokens),
             ("decoded", report.decoded_tokens),
             ("recomputed", report.recomputed_tokens),
             ("evicted", report.evicted_tokens),
         ):
-            self._engine.labels(report.engine, kind).inc(tokens)
+            self._of_engine(report.engine, kind).inc(tokens)

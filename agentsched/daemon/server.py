@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -176,10 +177,13 @@ class Daemon:
         )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        await web.SockSite(runner, listening).start()
+        await self._listen(runner, listening)
         stack.push_async_callback(self._drain)
         sweeper = asyncio.create_task(self._sweep(), name="idle programs")
         stack.push_async_callback(_cancel, sweeper)
+
+    async def _listen(self, runner: web.AppRunner, listening: socket.socket) -> None:
+        await web.SockSite(runner, listening).start()
 
     async def _start_engines(self) -> None:
         """Returns once calls can be taken. Raises ``EngineGone``."""

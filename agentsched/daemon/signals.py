@@ -62,8 +62,11 @@ def read(origin: Origin, kinds: Collection[str] = KINDS, scope: str = "") -> Ite
     """The signals of a request that are among ``kinds``, the strongest first. ``scope`` is put before the
     names of programs."""
     for signal in _read(origin, kinds):
-        parent = None if signal.parent is None else scope + signal.parent
-        yield replace(signal, program=scope + signal.program, parent=parent)
+        if scope:
+            parent = None if signal.parent is None else scope + signal.parent
+            yield replace(signal, program=scope + signal.program, parent=parent)
+        else:
+            yield signal
 
 
 def _read(origin: Origin, kinds: Collection[str]) -> Iterator[Signal]:
@@ -129,10 +132,8 @@ def _claude_user(body: Mapping[str, Any]) -> str | None:
 def _codex(origin: Origin) -> Signal | None:
     """A thread is a program; a session has the threads of all its agents."""
     headers = origin.headers
-    if not any(name.startswith("x-codex-") for name in headers):
-        return None
     thread = _id(headers.get("thread-id"))
-    if thread is None:
+    if thread is None or not any(name.startswith("x-codex-") for name in headers):
         return None
     parent = _id(headers.get("x-codex-parent-thread-id"))
     return Signal("client", _named("codex", thread), None if parent is None else _named("codex", parent))

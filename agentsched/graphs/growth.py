@@ -274,22 +274,34 @@ class ContextModel:
         amount("calls_done", calls_done)
         amount("tokens_now", tokens_now)
         amount("first_prompt_tokens", first_prompt_tokens)
+        return self._growth_per_call(calls_done, tokens_now, first_prompt_tokens, _size(first_prompt_tokens))
+
+    def _growth_per_call(
+        self, calls_done: int, tokens_now: int, first_prompt_tokens: int, size: int
+    ) -> float:
         prior = max(PRIOR_GROWTH_SHARE * first_prompt_tokens, PRIOR_GROWTH_TOKENS)
-        others = self._growth.tokens_per_call(_size(first_prompt_tokens), prior)
+        others = self._growth.tokens_per_call(size, prior)
         own = max(0, tokens_now - first_prompt_tokens) if calls_done else 0
         return (own + OWN_WEIGHT_CALLS * others) / (calls_done + OWN_WEIGHT_CALLS)
 
     def expected_final_tokens(self, *, calls_done: int, tokens_now: int, first_prompt_tokens: int) -> float:
         """The largest context from now to the program's end, never below ``tokens_now``."""
-        growth = self.growth_tokens_per_call(
-            calls_done=calls_done, tokens_now=tokens_now, first_prompt_tokens=first_prompt_tokens
+        return self.expected_rest(calls_done, tokens_now, first_prompt_tokens)[1]
+
+    def expected_rest(
+        self, calls_done: int, tokens_now: int, first_prompt_tokens: int
+    ) -> tuple[float, float]:
+        """``expected_calls_left`` and ``expected_final_tokens``: who asks for both pays for one."""
+        amount("calls_done", calls_done)
+        amount("tokens_now", tokens_now)
+        size = _size(amount("first_prompt_tokens", first_prompt_tokens))
+        calls_left = max(1.0, self._calls.ahead(size).expected_end(calls_done) - calls_done + 0.5)
+        line = tokens_now + calls_left * self._growth_per_call(
+            calls_done, tokens_now, first_prompt_tokens, size
         )
-        line = tokens_now + growth * self.expected_calls_left(calls_done, first_prompt_tokens)
         if self._finals.endings < CEILING_ENDINGS:
-            return line
-        return max(
-            tokens_now, min(line, self._finals.ahead(_size(first_prompt_tokens)).expected_end(tokens_now))
-        )
+            return calls_left, line
+        return calls_left, max(tokens_now, min(line, self._finals.ahead(size).expected_end(tokens_now)))
 
     def final_tokens_quantile(
         self, q: float, *, calls_done: int, tokens_now: int, first_prompt_tokens: int

@@ -9,8 +9,9 @@ from functools import partial
 from agentsched.core.foresight import Foresight, Known, Learned, Oracle
 from agentsched.core.policies.fcfs_lru import EngineOrder, Recency
 from agentsched.core.policies.gap_index import GapIndex
+from agentsched.core.policies.mechanisms import Mechanisms
 from agentsched.core.policies.parts import Policy, RankPart, Retention
-from agentsched.core.policies.seats import Mechanisms, Seats
+from agentsched.core.policies.seats import Seats
 from agentsched.core.policies.turns import Turns
 
 

@@ -68,10 +68,14 @@ class HostGate:
 
     def full(self) -> frozenset[str]:
         """Hosts whose first in line was refused since anything changed there."""
+        if not self._hosts:
+            return frozenset()
         return frozenset(name for name, host in self._hosts.items() if host.full)
 
     def observe(self, state: State, now: float, event: ev.AnyEvent, subject: Program | None) -> None:
         self._now = now
+        if not self._hosts and not isinstance(event, ev.HostAttached):
+            return
         limit = None if subject is None else self._hosts.get(subject.host)
         match event:
             case ev.HostAttached():

@@ -19,17 +19,17 @@ into the engine's KV times its overcommit (``forecast.predicted_peak``). Around 
 
 from __future__ import annotations
 
-import heapq
 from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from agentsched.core import events as ev
 from agentsched.core.forecast import Forecast
 from agentsched.core.foresight import Foresight, index_at, leaves_at_s
 from agentsched.core.ledger import Ledger
 from agentsched.core.orders import Orders
+from agentsched.core.policies.departures import Departures
 from agentsched.core.policies.host_gate import HostGate
+from agentsched.core.policies.mechanisms import Mechanisms
 from agentsched.core.policies.openings import Openings
 from agentsched.core.policies.overcommit import Overcommit
 from agentsched.core.policies.tryouts import MOST_OF_ONE, MOST_SHARE, Tryouts
@@ -48,22 +48,6 @@ programs little is known, and what is small is cheap to pause."""
 
 FULL_SHARE = 0.95
 """Programs are let in up to this share of the KV, by what they need now: contexts grow on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mechanisms:
-    """Parts of the gate that can be switched off, to see what each is worth.
-
-    ``peak``: newcomers are held against the predicted peak, not against what is needed now.
-    ``overcommit``: found online, not 1. ``leaving``: long gaps give up seats. ``relief``: programs in a
-    gap are paused where contexts outgrow the engine. ``tryouts``: newcomers without a seat begin on trial.
-    """
-
-    peak: bool = True
-    overcommit: bool = True
-    leaving: bool = True
-    relief: bool = True
-    tryouts: bool = True
 
 
 class Seats:
@@ -94,7 +78,9 @@ class Seats:
         self._came: list[Program] = []
         self._touched: set[str] = set()
         """Engines whose ledger changed since the last review."""
-        self._leaves: list[tuple[float, str, str]] = []
+        self._departures = Departures()
+        self._most_tokens = 0
+        """KV of the largest engine."""
         self._waited_s = 0.0
         self._now = 0.0
 
@@ -104,22 +90,23 @@ class Seats:
         if self._anybody:
             self._waited_s += now - self._now
         self._now = now
-        while self._leaves and self._leaves[0][0] <= now:
-            leaves_s, engine, name = heapq.heappop(self._leaves)
-            if engine in self._ledgers and self._ledgers[engine].leave(name, leaves_s):
-                self._changed(engine)
-                self.hosts.may_leave(state, name)
+        for engine, name in self._departures.due(now, self._ledgers):
+            self._changed(engine)
+            self.hosts.may_leave(state, name)
         self.hosts.observe(state, now, event, subject)
         if subject is not None and not isinstance(event, ev.ToolProgressed):
-            for openings in (self._openings, self._trial_openings):
-                openings.anew(subject.name)  # it may want something else now
+            self._openings.anew(subject.name)  # it may want something else now
+            self._trial_openings.anew(subject.name)
         match event:
+            case ev.FirstToken() | ev.ToolProgressed(done_fraction=None):
+                pass
             case ev.EngineAttached():
                 self._attach(state.engines[event.engine])
             case ev.EngineLost():
                 for name in self._ledgers[event.engine].programs():
                     self._tryouts.unseated(state.programs[name])
                 del self._ledgers[event.engine], self._overcommit[event.engine]
+                self._measure_engines()
                 self._touched.discard(event.engine)
                 self._openings.lost(event.engine)
                 self._trial_openings.lost(event.engine)
@@ -132,8 +119,6 @@ class Seats:
                         self._tryouts.came(subject)
             case ev.CallStarted() if subject is not None and subject.calls_done:
                 pass  # what it shares was known
-            case ev.ToolProgressed(done_fraction=None):
-                pass
             case (
                 ev.CallArrived()
                 | ev.CallStarted()
@@ -150,7 +135,12 @@ class Seats:
     def _attach(self, engine: EngineState) -> None:
         self._ledgers[engine.name] = Ledger(engine)
         self._overcommit[engine.name] = Overcommit(self._waited_s)
+        self._measure_engines()
         self._changed(engine.name)
+
+    def _measure_engines(self) -> None:
+        sizes = (ledger.engine.capacity_tokens for ledger in self._ledgers.values())
+        self._most_tokens = max(sizes, default=0)
 
     def _changed(self, engine: str) -> None:
         self._openings.changed(engine)
@@ -163,8 +153,9 @@ class Seats:
         if program.gap_since_s is not None:
             curve = self._foresight.gap(state, program)
             leaves_s = program.gap_since_s + leaves_at_s(curve, ledger.price())
-            heapq.heappush(self._leaves, (leaves_s, engine, program.name))
         ledger.put(program, forecast, leaves_s, self._now)
+        if leaves_s is not None:
+            self._departures.expect(leaves_s, engine, program.name, self._ledgers)
         self._touched.add(engine)
         self._changed(engine)
 
@@ -185,7 +176,8 @@ class Seats:
     # What follows
 
     def review(self, state: State, orders: Orders) -> None:
-        self._turn_away(state, orders)
+        if self._came:
+            self._turn_away(state, orders)
         for engine in sorted(self._touched):
             ledger = self._ledgers[engine]
             if self._with.relief and ledger.need_tokens > ledger.room_tokens:
@@ -202,7 +194,7 @@ class Seats:
             self._openings.anew()
             self._trial_openings.anew()
             self.hosts.look_again(state)
-        self._anybody = self._seat_all(state, orders)
+        self._anybody = bool(state.queue) and self._seat_all(state, orders)
         if self._anybody and self._ledgers and self._with.tryouts:
             self._try_out(state, orders)
 
@@ -220,8 +212,8 @@ class Seats:
         if not state.queue or not self._ledgers:
             return None
         times_s = [self._looked_s + LOOK_AGAIN_S]
-        if self._leaves:
-            times_s.append(self._leaves[0][0])
+        if (leaves_s := self._departures.next_s) is not None:
+            times_s.append(leaves_s)
         if (end_s := self._tryouts.next_end_s(self._now)) is not None:
             times_s.append(end_s)
         return min(times_s)
@@ -343,8 +335,7 @@ class Seats:
         foreseen = self._foresight.forecast(state, program)
         now_tokens = max(0, program.expected_context_tokens - program.shared_tokens)
         calls_left = min(max(1.0, foreseen.calls_left), MOST_CALLS)
-        most_tokens = max(ledger.engine.capacity_tokens for ledger in self._ledgers.values())
-        growth_tokens = min(foreseen.growth_tokens, max(0, most_tokens - now_tokens) / calls_left)
+        growth_tokens = min(foreseen.growth_tokens, max(0, self._most_tokens - now_tokens) / calls_left)
         return Forecast(now_tokens, max(0.0, growth_tokens), calls_left)
 
     def _who_leaves(

@@ -54,6 +54,8 @@ class Tryouts:
 
     def over(self, state: State, now: float) -> list[Program]:
         """Whose trial is over: they are in a gap, and to be paused."""
+        if not self._since_s:
+            return []
         return [
             program
             for name, since_s in self._since_s.items()

@@ -249,6 +249,8 @@ class Turns:
 
     def observe(self, state: State, now: float, event: ev.AnyEvent, subject: Program | None) -> None:
         match event:
+            case ev.CallStarted() | ev.FirstToken():
+                pass
             case ev.ProgramOpened() if subject is not None:
                 self._open(subject)
             case ev.ProgramRestored() if subject is not None and subject.calls_done:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import uuid
+from random import getrandbits
 from typing import Any, cast
 
 from agentsched.core import events as ev
@@ -83,7 +83,7 @@ class PassedCalls(Calls):
             live.attached += 1
             return live
         self._check_busy(tenancy, claim)
-        name = uuid.uuid4().hex
+        name = f"{getrandbits(128):032x}"  # names tell calls apart, and are no secret
         if live is not None:
             claim.digest += name.encode()  # its first copy is being answered, and cannot be joined any more
         call = PassedCall(
@@ -96,7 +96,7 @@ class PassedCalls(Calls):
             arrived_s=asyncio.get_running_loop().time(),
             asked=asked,
             asked_tokens=self._estimates.prompt_tokens(claim.program, len(body)),
-            kind=_kind(asked),
+            kind="" if self._estimates.knows(claim.program) else _kind(asked),
             body=body,
             path=path,
             headers=headers,
@@ -143,6 +143,7 @@ class PassedCalls(Calls):
         finally:
             server.over(tokens)
             server.release(connection)
+            passage.close()
 
     def _fail(self, call: PassedCall, fault: UpstreamFault) -> None:
         _log.warning("call %s: %s", call.name, fault)
@@ -227,8 +228,7 @@ class _Sending:
 
 def _kind(asked: Asked) -> str:
     """First calls of one model that begin alike have as much of their prompt in common."""
-    messages = asked.chat.messages
-    content = messages[0].get("content") if messages else asked.chat.prompt
+    content = asked.transcript.first().get("content")
     first = content[0] if isinstance(content, list) and content else content
     text = first.get("text") if isinstance(first, dict) else first
     return f"{asked.chat.model} {len(asked.chat.tools)} {str(text)[:KIND_CHARS]}"

@@ -33,6 +33,10 @@ class Estimates:
         ratio = self._of_program.get(program) or self._of_all
         return max(1, round(ratio * body_bytes))
 
+    def knows(self, program: str) -> bool:
+        """Whether a call of it has ended, so that the kind of its calls says nothing more."""
+        return program in self._context
+
     def cached_tokens(self, program: str, kind: str, prompt_tokens: int) -> int:
         """How much of the prompt is cached: the program's context so far; of a first call, as much as of
         the last first call of its ``kind``."""

@@ -3,6 +3,7 @@ passed on."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from functools import partial
 from typing import cast
@@ -21,14 +22,18 @@ from agentsched.daemon.gateway import (
     DEADLINE_HEADER,
     RETRY_HEADER,
     Gateway,
+    as_failure,
     call_names,
+    failure_body,
     stated_deadline_s,
 )
 from agentsched.daemon.identity import Ask
 from agentsched.daemon.operations import read_body
 from agentsched.daemon.signals import PROGRAM_HEADER, Origin
+from agentsched.daemon.tenancy import Tenancy
 from agentsched.daemon.upstream.bodies import headers_on
 from agentsched.daemon.upstream.calls import PassedCalls
+from agentsched.daemon.upstream.client import AiohttpClient, Client, Incoming
 from agentsched.daemon.upstream.delivery import PassDelivery, passed
 from agentsched.daemon.upstream.passage import Relay
 from agentsched.daemon.upstream.reading import CHAT, COMPLETIONS, MESSAGES, PATHS, Asked, read
@@ -51,26 +56,51 @@ class PassGateway(Gateway):
 
     def _agents_routes(self, base: str) -> list[web.RouteDef]:
         return [
-            *(web.post(base + path, partial(self._pass_call, path)) for path in PATHS),
+            *(web.post(base + path, partial(self._serve_call, path)) for path in PATHS),
             web.get(base + "/", self._root),
             web.post(base + "/tokenize", self._pass_by),
             web.route("*", base + "/v1/{rest:.*}", self._pass_by),
         ]
 
-    async def _pass_call(self, path: str, http: web.Request) -> web.StreamResponse:
-        """A call of an agent: identified, scheduled, and then passed on."""
-        tenancy = http[TENANCY]
+    async def _serve_call(self, path: str, http: web.Request) -> web.StreamResponse:
+        """A call of an agent, by a connection that is aiohttp's."""
+        incoming = Incoming(
+            path=path,
+            query=http.rel_url.raw_query_string,
+            program=http.match_info.get("program"),
+            headers=http.raw_headers,
+            named={name.lower(): value for name, value in http.headers.items()},
+            body=await read_body(http),
+        )
+        client = AiohttpClient(http)
+        await self._pass_call(incoming, client, http[TENANCY])
+        return client.response
+
+    async def answer(self, incoming: Incoming, client: Client, peer: object) -> None:
+        """A call of an agent, by a connection of the fast path. Raises what is to be told by ``failure``,
+        as long as nothing has been sent."""
+        await self._pass_call(incoming, client, self._access.tenancy(incoming.named, peer))
+
+    def failure(self, incoming: Incoming, error: Exception) -> tuple[int, list[Header], bytes]:
+        """Status, headers and body of an answer that is an error."""
+        failed = as_failure(error, f"POST {incoming.path}")
+        told = {"Content-Type": "application/json; charset=utf-8"} | failed.headers()
+        headers = [(name.encode(), value.encode()) for name, value in told.items()]
+        return failed.status, headers, failure_body(failed, incoming.path, incoming.named)
+
+    async def _pass_call(self, incoming: Incoming, client: Client, tenancy: Tenancy) -> None:
+        """Identified, scheduled, and then passed on."""
         tenancy.charge(time.monotonic())
-        data = await read_body(http)
+        path, headers, data = incoming.path, incoming.named, incoming.body
         asked = read(path, data, care="claude-code-header" not in self._care.off)
-        headers = {name.lower(): value for name, value in http.headers.items()}
         if (stated := headers.get(PROGRAM_HEADER)) is not None:
             check_program(stated, PROGRAM_HEADER)
         ask = Ask(
             chat=asked.chat,
             digest=asked.digest,
-            origin=Origin(headers=headers, body=asked.signals, path=http.match_info.get("program")),
+            origin=Origin(headers=headers, body=asked.signals, path=incoming.program),
             retry=headers.get(RETRY_HEADER, "0") != "0",
+            transcript=asked.transcript,
         )
         writer = partial(_writer, asked)
         calls = cast("PassedCalls", self._calls)
@@ -79,8 +109,8 @@ class PassGateway(Gateway):
             ask,
             asked,
             Request(chat=asked.chat, raw=asked.signals, writer=writer, stream=asked.stream),
-            path=path + _query(http),
-            headers=self._passed_headers(http),
+            path=f"{path}?{incoming.query}" if incoming.query else path,
+            headers=headers_on(incoming.headers, self._api_key, ours=self._access.locked),
             body=asked.edits.applied(data),
             deadline_s=stated_deadline_s(headers.get(DEADLINE_HEADER)),
         )
@@ -91,9 +121,10 @@ class PassGateway(Gateway):
                 self._metrics.retry_attached()
             else:
                 self._metrics.identified(call.claim.known_by)
-            answer = await self._pass_delivery.deliver(http, call, sink, call_names(call))
-            self._charge(call, tenancy.tenant.name)
-            return answer
+            names = [(name.encode(), value.encode()) for name, value in call_names(call).items()]
+            await self._pass_delivery.deliver(client, call, sink, names)
+            # Its books are done within this step of the loop, whether the client stays for that or not.
+            asyncio.get_running_loop().call_soon(self._charge, call, tenancy.tenant.name)
         finally:
             call.detach(sink)
             calls.leave(call)
@@ -127,7 +158,9 @@ class PassGateway(Gateway):
             await relay.sink.begun(None)
             if relay.sink.error is not None:
                 raise relay.sink.error
-            return await passed(http, relay.sink, {})
+            client = AiohttpClient(http)
+            await passed(client, relay.sink)
+            return client.response
         finally:
             server.release(relay.connection)
 

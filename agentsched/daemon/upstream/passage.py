@@ -199,6 +199,11 @@ class Passage:
         if not self.over.done():
             self.over.set_exception(fault)
 
+    def close(self) -> None:
+        """Nothing comes any more. A call knows its passage: without this each would keep the other, and the
+        request with its body, in memory until cycles are looked for."""
+        del self._call, self._first_token
+
     def _pause(self, sink: Sink, hold: bool) -> None:
         """The slowest client sets the pace; so one that stands still is told from a dead one by TCP alone."""
         if hold:

@@ -7,7 +7,7 @@ brought into the form of the chat API for that, since identity compares them.
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeGuard, TypeVar
@@ -15,8 +15,8 @@ from typing import Any, TypeGuard, TypeVar
 import msgspec
 
 from agentsched.daemon.apis.reading import check_program
-from agentsched.daemon.conversations import digest
-from agentsched.daemon.errors import ApiError, bad_field
+from agentsched.daemon.errors import ApiError, bad_field, invalid_json
+from agentsched.daemon.talks import Message, Transcript
 from agentsched.daemon.upstream.bodies import Edits, is_accounting
 from agentsched.engines.frontend import ChatRequest
 
@@ -32,20 +32,22 @@ UNSTATED_OUTPUT_TOKENS = 1024
 """Taken to be meant where a request has no limit."""
 
 _THOUGHTS = ("thinking", "redacted_thinking", "reasoning")
-Message = dict[str, Any]
 T = TypeVar("T")
 
 
+_NOTHING = msgspec.Raw(b"null")
+
+
 class Body(msgspec.Struct):
-    """The fields that are looked at, of all APIs; others are skipped."""
+    """The fields that are looked at, of all APIs; others are skipped. Long histories are not read here."""
 
     model: Any = None
     stream: Any = None
     stream_options: Any = msgspec.UNSET
-    messages: Any = None
+    messages: list[msgspec.Raw] | None = None
     system: Any = None
     prompt: Any = None
-    input: Any = None
+    input: msgspec.Raw = _NOTHING
     instructions: Any = None
     tools: Any = None
     max_tokens: Any = None
@@ -58,17 +60,28 @@ class Body(msgspec.Struct):
     session_params: Any = None
 
 
+class _Other(Body):
+    """Of an API to which ``messages`` mean nothing."""
+
+    messages: Any = None
+
+
 _decode = msgspec.json.Decoder(Body).decode
+_decode_others = msgspec.json.Decoder(_Other).decode
+_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_text = msgspec.json.Decoder(str).decode
 _SIGNALS = ("program_id", "metadata", "nvext", "session_id", "session_params")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """A request as the daemon sees it. ``signals`` are the fields that may say whose it is; ``digest`` is
-    equal for a retry; ``edits`` is what has to be changed in the body."""
+    """A request as the daemon sees it. ``chat`` has no messages: those are in ``transcript``. ``signals`` are
+    the fields that may say whose it is; ``digest`` is equal for a retry; ``edits`` is what has to be changed
+    in the body."""
 
     path: str
     chat: ChatRequest
+    transcript: Transcript
     signals: dict[str, Any]
     digest: bytes
     stream: bool
@@ -78,7 +91,7 @@ class Asked:
 
 def read(path: str, data: bytes, *, care: bool) -> Asked:
     """``care``: drop what prefix care drops. Raises ``ApiError`` (400) for what is no JSON object."""
-    body = _body(data)
+    body = _body(path, data)
     system = body.system
     accounting = care and path == MESSAGES and is_accounting(system)
     if accounting:
@@ -91,9 +104,12 @@ def read(path: str, data: bytes, *, care: bool) -> Asked:
     silent = stream and path in (CHAT, COMPLETIONS) and not options.get("include_usage")
     return Asked(
         path=path,
-        chat=_chat(path, body, system),
+        chat=ChatRequest(
+            model=str(body.model), messages=[], tools=body.tools if _are(body.tools, dict) else []
+        ),
+        transcript=_transcript(path, body, system),
         signals=signals,
-        digest=digest(path.encode() + b"\n" + data),
+        digest=_digest(path, data),
         stream=stream,
         max_output_tokens=_limit(body),
         edits=Edits(
@@ -105,13 +121,20 @@ def read(path: str, data: bytes, *, care: bool) -> Asked:
     )
 
 
-def _body(data: bytes) -> Body:
+def _body(path: str, data: bytes) -> Body:
     try:
-        return _decode(data)
+        try:
+            return _decode(data)
+        except msgspec.ValidationError as error:
+            if "$.messages" not in str(error):
+                raise
+            if path in (CHAT, MESSAGES):
+                raise bad_field("messages", "must be a list of objects") from None
+            return _decode_others(data)
     except msgspec.ValidationError:
         raise ApiError(400, "the body must be a JSON object") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
+        raise invalid_json(error) from None
 
 
 def _limit(body: Body) -> int:
@@ -121,72 +144,98 @@ def _limit(body: Body) -> int:
     return UNSTATED_OUTPUT_TOKENS
 
 
-def _chat(path: str, body: Body, system: Any) -> ChatRequest:
-    prompt = None
+def _digest(path: str, data: bytes) -> bytes:
+    found = hashlib.sha256(path.encode() + b"\n")
+    found.update(data)
+    return found.digest()[:16]
+
+
+def _transcript(path: str, body: Body, system: Any) -> Transcript:
+    """The messages of any API, in the form of the chat API once they are read."""
     if path == COMPLETIONS:
-        messages = []
-        texts = isinstance(body.prompt, str) or _are(body.prompt, int)
-        prompt = body.prompt if texts else json.dumps(body.prompt)
-    elif path == RESPONSES:
-        messages = list(_items(body))
-    else:
-        if not _are(body.messages, dict):
-            raise bad_field("messages", "must be a list of objects")
-        messages = body.messages if path == CHAT else list(_anthropic(system, body.messages))
-    tools = body.tools if _are(body.tools, dict) else []
-    return ChatRequest(model=str(body.model), messages=messages, tools=tools, prompt=prompt)
+        text = body.prompt if isinstance(body.prompt, str) else msgspec.json.encode(body.prompt).decode()
+        return Transcript((), _as_it_is, [{"role": "user", "content": text}])
+    if path == RESPONSES:
+        lead: list[Message] = [{"role": "system", "content": body.instructions}] if body.instructions else []
+        begin = _begin(body.input)
+        if begin == b'"':
+            lead.append({"role": "user", "content": _said(body.input)})
+        if begin == b"[":
+            items = _objects("input", _list(body.input))
+        elif begin in b'"n':
+            items = []
+        else:
+            raise bad_field("input", "must be a string or a list of objects")
+        return Transcript(items, _item, lead, path)
+    pieces = _objects("messages", body.messages)
+    if path == CHAT:
+        return Transcript(pieces, _as_it_is, kind=path)
+    lead = [{"role": "system", "content": system}] if system else []
+    return Transcript(pieces, _anthropic, lead, path)
+
+
+def _objects(field: str, items: list[msgspec.Raw] | None) -> list[bytes]:
+    """Items of a list, none of which is read yet. Raises ``ApiError`` (400)."""
+    pieces = list(map(bytes, items or ()))
+    if items is None or not all(piece.startswith(b"{") for piece in pieces):
+        raise bad_field(field, "must be a list of objects")
+    return pieces
+
+
+def _said(value: msgspec.Raw) -> str:
+    try:
+        return _text(value)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise invalid_json(error) from None
+
+
+def _begin(value: msgspec.Raw) -> bytes:
+    """The first character, which says what a value is."""
+    return bytes(memoryview(value)[:1])
+
+
+def _as_it_is(message: Message) -> tuple[Message]:
+    return (message,)
 
 
 def _are(values: Any, kind: type[T]) -> TypeGuard[list[T]]:
     return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
-def _items(body: Body) -> Iterator[Message]:
-    """Items of the responses API as messages."""
-    if body.instructions:
-        yield {"role": "system", "content": body.instructions}
-    if isinstance(body.input, str):
-        yield {"role": "user", "content": body.input}
-    elif body.input is not None:
-        if not _are(body.input, dict):
-            raise bad_field("input", "must be a string or a list of objects")
-        for item in body.input:
-            kind = item.get("type", "message")
-            if kind == "message":
-                yield {"role": item.get("role"), "content": item.get("content")}
-            elif kind == "function_call":
-                function = {"name": item.get("name"), "arguments": item.get("arguments")}
-                yield {"role": "assistant", "tool_calls": [{"id": item.get("call_id"), "function": function}]}
-            elif kind == "function_call_output":
-                content = item.get("output")
-                yield {"role": "tool", "tool_call_id": item.get("call_id"), "content": content}
-            elif kind not in _THOUGHTS:
-                yield {"role": str(kind), "content": [item]}
+def _item(item: Message) -> Iterator[Message]:
+    """An item of the responses API as messages."""
+    kind = item.get("type", "message")
+    if kind == "message":
+        yield {"role": item.get("role"), "content": item.get("content")}
+    elif kind == "function_call":
+        function = {"name": item.get("name"), "arguments": item.get("arguments")}
+        yield {"role": "assistant", "tool_calls": [{"id": item.get("call_id"), "function": function}]}
+    elif kind == "function_call_output":
+        yield {"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")}
+    elif kind not in _THOUGHTS:
+        yield {"role": str(kind), "content": [item]}
 
 
-def _anthropic(system: Any, messages: list[Message]) -> Iterator[Message]:
-    """Messages of the Anthropic API in the form of the chat API: results of tools stand apart."""
-    if system:
-        yield {"role": "system", "content": system}
-    for message in messages:
-        role, content = message.get("role"), message.get("content")
-        if not _are(content, dict):
-            yield message
-            continue
-        parts: list[Message] = []
-        calls = []
-        for block in content:
-            kind = block.get("type")
-            if kind == "tool_result":
-                if parts:
-                    yield {"role": role, "content": parts}
-                    parts = []
-                identifier = block.get("tool_use_id")
-                yield {"role": "tool", "tool_call_id": identifier, "content": block.get("content")}
-            elif kind == "tool_use":
-                function = {"name": block.get("name"), "arguments": block.get("input")}
-                calls.append({"id": block.get("id"), "function": function})
-            elif kind not in _THOUGHTS:
-                parts.append(block)
-        if parts or calls:
-            yield {"role": role, "content": parts} | ({"tool_calls": calls} if calls else {})
+def _anthropic(message: Message) -> Iterator[Message]:
+    """A message of the Anthropic API in the form of the chat API: results of tools stand apart."""
+    role, content = message.get("role"), message.get("content")
+    if not _are(content, dict):
+        yield message
+        return
+    parts: list[Message] = []
+    calls = []
+    for block in content:
+        kind = block.get("type")
+        if kind == "tool_result":
+            if parts:
+                yield {"role": role, "content": parts}
+                parts = []
+            identifier = block.get("tool_use_id")
+            yield {"role": "tool", "tool_call_id": identifier, "content": block.get("content")}
+        elif kind == "tool_use":
+            function = {"name": block.get("name"), "arguments": block.get("input")}
+            calls.append({"id": block.get("id"), "function": function})
+        elif kind not in _THOUGHTS:
+            parts.append(block)
+    if parts or calls:
+        yield {"role": role, "content": parts} | ({"tool_calls": calls} if calls else {})

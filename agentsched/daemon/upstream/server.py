@@ -4,20 +4,27 @@ them."""
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Mapping, Sequence
 from functools import partial
+
+from aiohttp import web
 
 from agentsched.core import Core
 from agentsched.core.policies import ABLATION_NAMES
 from agentsched.daemon.accounts import Declared
+from agentsched.daemon.errors import ApiError
 from agentsched.daemon.eventlog import EventLog
+from agentsched.daemon.gateway import failure_body
 from agentsched.daemon.host import Watcher
+from agentsched.daemon.listening import BACKLOG
 from agentsched.daemon.server import Daemon
 from agentsched.daemon.settings import Settings
 from agentsched.daemon.state import Database
 from agentsched.daemon.supervisor import Supervisor
 from agentsched.daemon.upstream.calls import PassedCalls
 from agentsched.daemon.upstream.delivery import PassDelivery
+from agentsched.daemon.upstream.fast_path import FastPath
 from agentsched.daemon.upstream.gateway import PassGateway
 from agentsched.engines.contract import EngineGone, RequestRefused
 from agentsched.engines.frontend import ChatRequest, OutputDecoder, Prepared
@@ -62,6 +69,20 @@ class UpstreamDaemon(Daemon):
         assert isinstance(self._gateway, PassGateway)
         kept = None if self._keeper is None else self._keeper.written
         self._gateway.passing(PassDelivery(self._patience, kept), api_key=self._api_key)
+
+    async def _listen(self, runner: web.AppRunner, listening: socket.socket) -> None:
+        gateway, full_server = self._gateway, runner.server
+        assert isinstance(gateway, PassGateway)
+        assert full_server is not None
+        path = FastPath(
+            gateway.answer,
+            gateway.failure,
+            full_server,
+            body_limit_bytes=self._settings.body_limit_bytes,
+            too_slow=failure_body(ApiError(408, "the request took too long to come"), "", {}),
+        )
+        self._stack.push_async_callback(path.close)
+        await path.listen(sock=listening, backlog=BACKLOG)
 
     async def _start_engines(self) -> None:
         supervisors = [Supervisor(make, self._host, max_fast=None) for make in self._make_engines]

@@ -1,0 +1,336 @@
+"""Serves plain calls on bare protocols, and gives every other connection to aiohttp's server.
+
+A full server for HTTP costs as much for each request as all that is decided about it. So the requests that
+make up nearly all of the load are read here (``plain_requests.py``), and answered without it. At the first
+request of a connection that is anything else (another path, chunks, ``Expect``, what is no HTTP), the
+connection is aiohttp's from there on, with every byte that has come of it: there is nothing that this side
+has to refuse, but for clients that are too slow.
+
+One request of a connection is answered at a time; what comes meanwhile lies there until then, up to
+``MOST_AHEAD_BYTES``, and in the kernel after that. A client that goes away has its request cancelled at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import cast
+
+from agentsched.daemon.errors import ApiError
+from agentsched.daemon.upstream.client import Client, Incoming
+from agentsched.daemon.upstream.plain_requests import (
+    MOST_HEAD_BYTES,
+    PlainHead,
+    begins_plainly,
+    read_head,
+)
+from agentsched.engines.upstream.wire import Header
+
+_log = logging.getLogger(__name__)
+
+Answer = Callable[[Incoming, Client, object], Awaitable[None]]
+"""Answers a request of the client; the last is the address that it comes from."""
+Failure = Callable[[Incoming, Exception], tuple[int, list[Header], bytes]]
+"""Status, headers and body in place of an answer that raised this before anything was sent."""
+
+IDLE_S = 3630.0
+"""Longer than what keeps connections to us, as a proxy before us may."""
+HEAD_S = 30.0
+BODY_S = 60.0
+LEAST_BODY_BYTES_PER_S = 10_000.0
+"""A body has ``BODY_S``, and the time that it takes at this rate."""
+WATCH_S = 1.0
+CLOSE_S = 1.0
+MOST_AHEAD_BYTES = 64 * 1024
+
+_NO_BODY = frozenset({204, 304})
+_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+_TOO_SLOW = (
+    b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n%b"
+)
+
+
+class FastPath:
+    """All connections. ``full_server`` makes aiohttp's protocol for one; ``too_slow`` is the body of the 408
+    that a client gets whose request does not come to an end."""
+
+    def __init__(
+        self,
+        answer: Answer,
+        failure: Failure,
+        full_server: Callable[[], asyncio.Protocol],
+        *,
+        body_limit_bytes: int,
+        too_slow: bytes,
+    ) -> None:
+        self.answer, self.failure = answer, failure
+        self.full_server = full_server
+        self.body_limit_bytes = body_limit_bytes
+        self.too_slow = _TOO_SLOW % (len(too_slow), too_slow)
+        self.connections: dict[Connection, None] = {}
+        self.closing = False
+        self._server: asyncio.Server | None = None
+        self._date, self._date_s = b"", 0.0
+        self._watch: asyncio.TimerHandle | None = None
+
+    async def listen(self, **where: object) -> None:
+        """``where`` is as for ``loop.create_server``."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: Connection(self), **where)  # type: ignore[call-overload]
+        self._watch = loop.call_later(WATCH_S, self._look)
+
+    async def close(self) -> None:
+        """Take no more; what is being answered has a moment to end."""
+        self.closing = True
+        if self._server is not None:
+            self._server.close()
+        if self._watch is not None:
+            self._watch.cancel()
+        tasks = [task for connection in list(self.connections) if (task := connection.close_idle())]
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSE_S)
+        for connection in list(self.connections):
+            connection.break_off()
+
+    def date(self) -> Header:
+        """Of now, made once a second."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._date_s + 1.0 or not self._date:
+            self._date, self._date_s = formatdate(usegmt=True).encode(), now_s
+        return (b"Date", self._date)
+
+    def _look(self) -> None:
+        """Once in a while: end what is idle, or too slow."""
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        for connection in list(self.connections):
+            connection.look(now_s)
+        self._watch = loop.call_later(WATCH_S, self._look)
+
+
+class Connection(asyncio.Protocol):
+    """One connection, and the ``Client`` of the request that it carries."""
+
+    def __init__(self, path: FastPath) -> None:
+        self._path = path
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._head: PlainHead | None = None
+        self._parts: list[bytes] = []
+        """Of the head; once that is known, of the body; while one is answered, of what follows."""
+        self._bytes = 0
+        self._task: asyncio.Task[None] | None = None
+        self._due_s: float | None = None
+        """When the client has to have sent what it is at, in the loop's time."""
+        self._begun = self._chunked = self._reading_held = self._refused = False
+        self._writing_held: asyncio.Future[None] | None = None
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
+        self._path.connections[self] = None
+        self._due_s = self._loop.time() + IDLE_S
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        if not self._parts and self._task is None and self._head is None:
+            self._due_s = self._loop.time() + HEAD_S
+        self._parts.append(data)
+        self._bytes += len(data)
+        if self._task is not None:
+            if self._bytes > MOST_AHEAD_BYTES and not self._reading_held:
+                self._wire.pause_reading()
+                self._reading_held = True
+            return
+        if self._head is None:
+            self._read_head()
+        if self._head is not None and self._bytes >= self._head.body_bytes:
+            self._begin_answer(self._head)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._path.connections.pop(self, None)
+        if self._task is not None:
+            self._task.cancel()
+        if self._writing_held is not None and not self._writing_held.done():
+            self._writing_held.set_exception(ConnectionResetError("the client went away"))
+            self._writing_held.exception()  # perhaps nobody waits for it
+
+    def pause_writing(self) -> None:
+        self._writing_held = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        held, self._writing_held = self._writing_held, None
+        if held is not None and not held.done():
+            held.set_result(None)
+
+    # Reading
+
+    def _read_head(self) -> None:
+        data = self._all()
+        end = data.find(b"\r\n\r\n", 0, MOST_HEAD_BYTES) + 4
+        if end < 4:
+            # An empty line of another kind is no end of a plain head, but may be one of another.
+            if len(data) >= MOST_HEAD_BYTES or not begins_plainly(data) or b"\n\n" in data:
+                self._hand_over(data)
+            else:
+                self._keep(data)
+            return
+        self._head = read_head(data[:end])
+        if self._head is None:
+            self._hand_over(data)
+            return
+        if self._head.body_bytes > self._path.body_limit_bytes:
+            self._refuse(self._head)
+            return
+        self._keep(data[end:])
+        body_s = BODY_S + self._head.body_bytes / LEAST_BODY_BYTES_PER_S
+        self._due_s = self._loop.time() + body_s
+
+    def _all(self) -> bytes:
+        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        self._bytes = 0
+        return data
+
+    def _keep(self, data: bytes) -> None:
+        if data:
+            self._parts.append(data)
+            self._bytes = len(data)
+
+    def _hand_over(self, data: bytes) -> None:
+        """The connection is the full server's from here on."""
+        self._path.connections.pop(self, None)
+        full = self._path.full_server()
+        self._wire.set_protocol(full)
+        full.connection_made(self._wire)
+        full.data_received(data)
+
+    def _refuse(self, head: PlainHead) -> None:
+        """Its body is too large: say so, and read no more than the client needs to hear that."""
+        self._refused, self._due_s = True, self._loop.time() + HEAD_S
+        most = self._path.body_limit_bytes
+        error = ApiError(
+            413,
+            f"the body is too large: {head.body_bytes:,} bytes, and {most:,} are read at most",
+            code="request_too_large",
+        )
+        status, headers, body = self._path.failure(_incoming(head, b""), error)
+        length = (b"Content-Length", b"%d" % len(body))
+        self._wire.write(self._lines(status, headers, length, (b"Connection", b"close")) + body)
+        if self._wire.can_write_eof():
+            self._wire.write_eof()
+
+    def _begin_answer(self, head: PlainHead) -> None:
+        data, length = self._all(), head.body_bytes
+        body, ahead = (data, b"") if len(data) == length else (data[:length], data[length:])
+        self._head, self._due_s, self._begun = None, None, False
+        self._keep(ahead)
+        self._task = self._loop.create_task(self._answer(_incoming(head, body)))
+
+    async def _answer(self, incoming: Incoming) -> None:
+        wire = self._wire
+        try:
+            await self._path.answer(incoming, self, wire.get_extra_info("peername"))
+        except ConnectionResetError:
+            _log.info("%s: a client went away", incoming.path)
+        except Exception as error:
+            await self._fail(incoming, error)
+        self._task = None
+        if not wire.is_closing():
+            self._go_on()
+
+    async def _fail(self, incoming: Incoming, error: Exception) -> None:
+        told = self._path.failure(incoming, error)
+        if self._begun:
+            self.break_off()
+        else:
+            with contextlib.suppress(ConnectionResetError):
+                await self.whole(*told)
+
+    def _go_on(self) -> None:
+        """To the next request, which may be here already."""
+        if self._path.closing:
+            self._wire.close()
+            return
+        if self._reading_held:
+            self._reading_held = False
+            self._wire.resume_reading()
+        self._due_s = self._loop.time() + IDLE_S
+        if ahead := self._all():
+            self.data_received(ahead)
+
+    def look(self, now_s: float) -> None:
+        """End the connection if its client is too slow."""
+        if self._due_s is None or now_s < self._due_s:
+            return
+        if (self._parts or self._head is not None) and not self._refused:
+            self._wire.write(self._path.too_slow)
+        self._wire.close()
+
+    def close_idle(self) -> asyncio.Task[None] | None:
+        """Close it, unless a request is being answered: that one's task."""
+        if self._task is None:
+            self._wire.close()
+        return self._task
+
+    # Client
+
+    async def begin(self, status: int, headers: Sequence[Header], length: int | None = None) -> None:
+        self._begun, self._chunked = True, length is None
+        end = (b"Transfer-Encoding", b"chunked") if length is None else (b"Content-Length", b"%d" % length)
+        await self._send(self._lines(status, headers, end))
+
+    async def write(self, data: bytes) -> None:
+        await self._send(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    async def end(self) -> None:
+        if self._chunked:
+            await self._send(b"0\r\n\r\n")
+
+    async def whole(self, status: int, headers: Sequence[Header], body: bytes) -> None:
+        self._begun = True
+        if status in _NO_BODY:
+            await self._send(self._lines(status, headers))
+        else:
+            length = (b"Content-Length", b"%d" % len(body))
+            await self._send(self._lines(status, headers, length) + body)
+
+    def break_off(self) -> None:
+        self._wire.abort()
+
+    @property
+    def _wire(self) -> asyncio.Transport:
+        assert self._transport is not None, "it is connected"
+        return self._transport
+
+    def _lines(self, status: int, headers: Sequence[Header], *more: Header) -> bytes:
+        line = _LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+        if not any(len(name) == 4 and name.lower() == b"date" for name, _ in headers):
+            more = (*more, self._path.date())
+        lines = [b"%b: %b\r\n" % header for header in (*headers, *more)]
+        return b"".join((line, *lines, b"\r\n"))
+
+    async def _send(self, data: bytes) -> None:
+        if self._wire.is_closing():
+            raise ConnectionResetError("the client went away")
+        self._wire.write(data)
+        if self._writing_held is not None:
+            await self._writing_held
+
+
+def _incoming(head: PlainHead, body: bytes) -> Incoming:
+    return Incoming(
+        path=head.path,
+        query=head.query,
+        program=head.program,
+        headers=head.headers,
+        named=head.named,
+        body=body,
+    )

@@ -1,0 +1,395 @@
+"""What arrives on a socket, byte by byte: plain calls are served at once, all else by the full server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agentsched.daemon.upstream import fast_path
+from agentsched.daemon.upstream.plain_requests import begins_plainly, read_head
+from tests.daemon.serving import DEADLINE_S, Served, until
+from tests.daemon.upstreams import Double, Got, answered, in_front_of, plainly
+
+CHAT = "/v1/chat/completions"
+BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}]}).encode()
+
+
+def request(
+    body: bytes = BODY, *more: str, path: str = CHAT, line: str = "POST {} HTTP/1.1", length: str = ""
+) -> bytes:
+    """A call as clients write it."""
+    lines = [line.format(path), "Host: here", "Content-Type: application/json", *more]
+    if length != "none":
+        lines.append(f"Content-Length: {length or len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+class Wire:
+    """A client that writes bytes and reads answers."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def to(cls, served: Served) -> Wire:
+        port = int(served.url.rsplit(":", 1)[1])
+        return cls(*await asyncio.open_connection("127.0.0.1", port))
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def answer(self) -> tuple[int, bytes, bytes]:
+        """Status, head and body of the next one."""
+        async with asyncio.timeout(DEADLINE_S):
+            head = await self.reader.readuntil(b"\r\n\r\n")
+            status = int(head.split(b" ", 2)[1])
+            lower = head.lower()
+            if b"transfer-encoding: chunked" in lower:
+                return status, head, await self._chunks()
+            at = lower.find(b"content-length:")
+            length = int(lower[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
+            return status, head, await self.reader.readexactly(length)
+
+    async def _chunks(self) -> bytes:
+        parts = []
+        while size := int(await self.reader.readline(), 16):
+            parts.append(await self.reader.readexactly(size))
+            await self.reader.readline()
+        await self.reader.readline()
+        return b"".join(parts)
+
+    async def closed(self) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            assert await self.reader.read() == b""
+
+
+Connect = Callable[[Served], Awaitable[Wire]]
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    """Makes clients, which are gone after the test."""
+    made: list[Wire] = []
+
+    async def make(served: Served) -> Wire:
+        made.append(await Wire.to(served))
+        return made[-1]
+
+    yield make
+    for wire in made:
+        wire.writer.close()
+        with suppress(ConnectionError):
+            await wire.writer.wait_closed()
+
+
+def by_the_full_server(head: bytes) -> bool:
+    return b"\r\nServer: " in head
+
+
+async def test_a_plain_call_takes_the_fast_path(connect: Connect) -> None:
+    async with in_front_of(Double(plainly)) as served:
+        wire = await connect(served)
+        for _ in range(2):
+            wire.send(request())
+            status, head, body = await wire.answer()
+            assert (status, json.loads(body)) == (200, answered())
+            assert b"\r\nDate: " in head
+            assert not by_the_full_server(head)
+        wire.send(request(BODY[:-1] + b', "stream": true}'))
+        status, head, body = await wire.answer()
+        assert (status, body.endswith(b"data: [DONE]\n\n")) == (200, True)
+        assert not by_the_full_server(head)
+
+
+async def test_a_call_may_come_in_any_pieces(connect: Connect) -> None:
+    async with in_front_of(Double(plainly)) as served:
+        wire = await connect(served)
+        data = request()
+        for at in range(len(data)):
+            wire.send(data[at : at + 1])
+            await wire.writer.drain()
+            await asyncio.sleep(0)
+        status, head, _ = await wire.answer()
+        assert (status, by_the_full_server(head)) == (200, False)
+
+
+async def test_pipelined_calls_are_answered_in_order(connect: Connect) -> None:
+    async def echo(got: Got) -> None:
+        await got.whole(got.body)
+
+    async with in_front_of(Double(echo)) as served:
+        wire = await connect(served)
+        bodies = [BODY.replace(b"hi", b"%d" % number) for number in range(5)]
+        wire.send(b"".join(map(request, bodies)))
+        for body in bodies:
+            status, _, answer = await wire.answer()
+            assert (status, answer) == (200, body)
+
+
+async def test_more_than_there_is_room_for_waits_its_turn(connect: Connect) -> None:
+    async def echo(got: Got) -> None:
+        await got.whole(got.body)
+
+    async with in_front_of(Double(echo), kv_tokens=10**9) as served:
+        wire = await connect(served)
+        bodies = [BODY.replace(b"hi", b"%d" % number * 100_000) for number in range(9)]
+        wire.send(b"".join(map(request, bodies)))
+        for body in bodies:
+            status, _, answer = await wire.answer()
+            assert (status, answer) == (200, body)
+
+
+async def test_a_connection_may_carry_calls_and_all_else(connect: Connect) -> None:
+    async with in_front_of(Double(plainly)) as served:
+        wire = await connect(served)
+        wire.send(request() + b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n" + request())
+        seen = [await wire.answer() for _ in range(3)]
+        assert [status for status, _, _ in seen] == [200, 200, 200]
+        assert [by_the_full_server(head) for _, head, _ in seen] == [False, True, True]
+
+
+ODD: dict[str, tuple[bytes, int]] = {
+    "chunked": (
+        request(b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY), "Transfer-Encoding: chunked", length="none"),
+        200,
+    ),
+    "HTTP/1.0": (request(line="POST {} HTTP/1.0"), 200),
+    "a header twice": (request(BODY, "X-A: 1", "X-A: 2"), 200),
+    "close": (request(BODY, "Connection: close"), 200),
+    "another letter case": (request(BODY, "content-TYPE2: a"), 200),
+    "escapes in the path": (request(path="/program/a%20b" + CHAT), 200),
+    "truncated JSON": (request(BODY[:-3]), 400),
+    "no JSON": (request(b"\xff\x00"), 400),
+    "a list": (request(b"[]"), 400),
+    "wrong types": (request(b'{"messages": 3}'), 400),
+    "no body": (request(b""), 400),
+    "no length": (request(b"", length="none"), 400),
+    "two lengths": (request(BODY, "Content-Length: 3"), 400),
+    "a length and chunks": (request(BODY, "Transfer-Encoding: chunked"), 400),
+    "a negative length": (request(length="-1"), 400),
+    "an absurd length": (request(length="9" * 30), 400),
+    "too large a body": (request(length=str(10**9)), 413),
+    "10,000 headers": (request(BODY, *(f"X-{number}: a" for number in range(10_000))), 400),
+    "a long header": (request(BODY, "X-A: " + "a" * 100_000), 400),
+    "no HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"a" * 64, 400),
+    "a bad header": (request(BODY, "X A: 1"), 400),
+    "a name that is no id": (request(BODY, "x-agentsched-program: //a"), 400),
+    "a bad deadline": (request(BODY, "x-agentsched-deadline-s: soon"), 400),
+    "another path": (request(path="/v2/nothing"), 404),
+    "another method": (b"PUT /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", 200),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+async def test_what_is_not_plain_is_served_all_the_same_or_refused(odd: str, connect: Connect) -> None:
+    data, wanted = ODD[odd]
+    async with in_front_of(Double(plainly if odd != "another method" else _empty)) as served:
+        wire = await connect(served)
+        wire.send(data)
+        status, _, body = await wire.answer()
+        assert status == wanted, body
+        if status != 200 and b"{" in body:
+            assert json.loads(body)["error"]["message"]
+        again = await connect(served)
+        again.send(request())
+        assert (await again.answer())[0] == 200
+
+
+async def _empty(got: Got) -> None:
+    await got.whole({})
+
+
+@pytest.mark.parametrize(("path", "kind"), [(CHAT, None), ("/v1/messages", "error")])
+async def test_errors_have_the_form_of_the_api(path: str, kind: str | None, connect: Connect) -> None:
+    async with in_front_of(Double(plainly)) as served:
+        wire = await connect(served)
+        wire.send(request(b"{", path=path))
+        status, head, body = await wire.answer()
+        assert (status, json.loads(body).get("type")) == (400, kind)
+        assert not by_the_full_server(head)
+
+
+async def test_who_expects_to_be_asked_for_the_body_is_asked(connect: Connect) -> None:
+    async with in_front_of(Double(plainly)) as served:
+        wire = await connect(served)
+        wire.send(request(b"", "Expect: 100-continue", length=str(len(BODY))))
+        assert (await wire.answer())[0] == 100
+        wire.send(BODY)
+        assert (await wire.answer())[0] == 200
+
+
+@pytest.mark.parametrize("data", [request()[:40], request()[:-5]], ids=["head", "body"])
+async def test_a_client_that_is_too_slow_is_told_and_closed(
+    data: bytes, monkeypatch: pytest.MonkeyPatch, connect: Connect
+) -> None:
+    for name in ("HEAD_S", "BODY_S", "WATCH_S"):
+        monkeypatch.setattr(fast_path, name, 0.02)
+    async with in_front_of(Double(plainly)) as served:
+        wire = await connect(served)
+        wire.send(data)
+        status, _, body = await wire.answer()
+        assert status == 408
+        assert "too long" in json.loads(body)["error"]["message"]
+        await wire.closed()
+
+
+@pytest.mark.parametrize("data", [b"", request()[:40], request()[:-5]], ids=["nothing", "head", "body"])
+async def test_a_client_that_ends_in_the_middle_is_closed(data: bytes, connect: Connect) -> None:
+    async with in_front_of(Double(plainly)) as served:
+        wire = await connect(served)
+        wire.send(data)
+        wire.writer.write_eof()
+        await wire.closed()
+
+
+async def test_a_client_that_goes_away_ends_its_call_in_the_engine(connect: Connect) -> None:
+    async def never(got: Got) -> None:
+        await got.gone.wait()
+
+    double = Double(never)
+    async with in_front_of(double) as served:
+        wire = await connect(served)
+        wire.send(request())
+        await until(lambda: len(double.requests) == 1, "the engine has the call")
+        wire.writer.transport.abort()
+        async with asyncio.timeout(DEADLINE_S):
+            await double.requests[0].gone.wait()
+
+
+async def test_the_daemon_ends_with_answers_under_way(connect: Connect) -> None:
+    going_on = asyncio.Event()
+
+    async def slowly(got: Got) -> None:
+        await going_on.wait()
+        await got.whole(answered())
+
+    double = Double(slowly)
+    async with in_front_of(double, drain_s=DEADLINE_S) as served:
+        idle, busy = await connect(served), await connect(served)
+        busy.send(request())
+        await until(lambda: len(double.requests) == 1, "the engine has the call")
+        closing = asyncio.create_task(served.daemon.__aexit__(None, None, None))
+        await until(lambda: served.daemon._calls.unavailable is not None, "it takes no more calls")
+        idle.send(request())
+        assert (await idle.answer())[0] == 503
+        going_on.set()
+        assert (await busy.answer())[0] == 200
+        await asyncio.gather(closing, idle.closed(), busy.closed())
+
+
+# Any bytes
+
+PIECES = st.sampled_from(
+    [
+        b"POST ", b"GET ", CHAT.encode(), b"/program/p", b"/v1/messages", b"/health", b" HTTP/1.1", b"\r\n",
+        b"\n", b"\r\n\r\n", b"Content-Length: ", b"0", b"5", b"99999999999999999999", b"-1", b"Host: a",
+        b"Transfer-Encoding: chunked", b"Expect: 100-continue", b"Connection: close", b"Upgrade: websocket",
+        b":", b" ", b"\t", b"\x00", b"\xff", b"{", b"}", BODY, b"x-agentsched-program: ", b"?a=b", b"#",
+    ]
+)  # fmt: skip
+CUTS = st.tuples(st.integers(0, 200), st.integers(0, 12), st.lists(PIECES, max_size=3))
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """Of a daemon in a thread of its own, for clients that are no coroutines."""
+    loop = asyncio.new_event_loop()
+    ready, done, found = threading.Event(), asyncio.Event(), []
+
+    async def run() -> None:
+        async with in_front_of(Double(plainly)) as served:
+            found.append(int(served.url.rsplit(":", 1)[1]))
+            ready.set()
+            await done.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
+    thread.start()
+    assert ready.wait(DEADLINE_S)
+    yield found[0]
+    loop.call_soon_threadsafe(done.set)
+    thread.join()
+    loop.close()
+
+
+def exchanged(port: int, parts: list[bytes]) -> bytes:
+    """All that is answered to these bytes, up to the end of the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) as client:
+        received = b""
+        try:
+            for part in parts:
+                client.sendall(part)
+            client.shutdown(socket.SHUT_WR)
+            while data := client.recv(65536):
+                received += data
+        except TimeoutError:
+            raise
+        except OSError:
+            pass  # it has closed before it got all
+    return received
+
+
+def check(port: int, parts: list[bytes]) -> None:
+    assert b"HTTP/1.1 500" not in exchanged(port, parts)
+    good = request(BODY, "Connection: close")
+    with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) as client:
+        client.sendall(good)
+        received = b""
+        while data := client.recv(65536):
+            received += data
+    assert received.startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+FUZZED: dict[str, Any] = {
+    "max_examples": 100,
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.function_scoped_fixture],
+}
+
+
+@given(cuts=st.lists(CUTS, min_size=1, max_size=4), split=st.integers(1, 250))
+@settings(**FUZZED)
+def test_a_request_that_is_damaged_harms_nobody(
+    port: int, cuts: list[tuple[int, int, list[bytes]]], split: int
+) -> None:
+    data = request() + request()
+    for at, length, pieces in cuts:
+        data = data[:at] + b"".join(pieces) + data[at + length :]
+    check(port, [data[:split], data[split:]])
+
+
+@given(pieces=st.lists(PIECES | st.binary(max_size=20), max_size=20))
+@settings(**FUZZED)
+def test_whatever_bytes_come_harm_nobody(port: int, pieces: list[bytes]) -> None:
+    check(port, pieces)
+
+
+# Which requests are plain
+
+
+@given(data=st.binary(max_size=80) | st.lists(PIECES, max_size=12).map(b"".join))
+def test_a_plain_head_is_what_was_written(data: bytes) -> None:
+    head = read_head(data)
+    if head is not None:
+        assert begins_plainly(data[: len(data) // 2])
+        query = f"?{head.query}" if head.query else ""
+        program = "" if head.program is None else f"/program/{head.program}"
+        assert data.startswith(f"POST {program}{head.path}{query}".encode())
+        assert all(b"%b:" % name in data for name, _ in head.headers)
+        assert head.body_bytes == int(head.named["content-length"])
+
+
+def test_what_is_plain() -> None:
+    head = read_head(request(b"", path=f"/program/a.b-c{CHAT}?x=1", length="12"))
+    assert head is not None
+    assert (head.program, head.path, head.query, head.body_bytes) == ("a.b-c", CHAT, "x=1", 12)
+    assert head.named == {"host": "here", "content-type": "application/json", "content-length": "12"}
+    assert head.headers[0] == (b"Host", b"here")
