@@ -15,6 +15,7 @@ class Departures:
 
     def __init__(self) -> None:
         self._times: list[tuple[float, str, str]] = []
+        self._most = MOST_STALE
 
     @property
     def next_s(self) -> float | None:
@@ -24,14 +25,14 @@ class Departures:
     def expect(self, leaves_s: float, engine: str, program: str, ledgers: Mapping[str, Ledger]) -> None:
         """The program's seat there is not worth its gap from ``leaves_s`` on, monotonic seconds."""
         heapq.heappush(self._times, (leaves_s, engine, program))
-        many = len(self._times)
-        if many > MOST_STALE and many > 2 * sum(map(len, ledgers.values())) + MOST_STALE:
+        if len(self._times) > self._most:
             self._times = [
                 (at_s, where, name)
                 for at_s, where, name in self._times
                 if where in ledgers and ledgers[where].leaves(name, at_s)
             ]
             heapq.heapify(self._times)
+            self._most = 2 * len(self._times) + MOST_STALE
 
     def due(self, now: float, ledgers: Mapping[str, Ledger]) -> Iterator[tuple[str, str]]:
         """Engines and programs whose time has come, noted in their ledgers."""
