@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from agentsched.core import Core
-from agentsched.core.policies import ABLATION_NAMES
 from agentsched.daemon.accounts import Declared
 from agentsched.daemon.eventlog import EventLog
 from agentsched.daemon.host import Watcher
@@ -53,10 +52,6 @@ class UpstreamDaemon(Daemon):
         self._make_engines = engines
         self._api_key = api_key
 
-    @property
-    def _policy(self) -> str:
-        return _unretained(self._settings.policy)
-
     def _assemble(self, core: Core, log: EventLog | None, database: Database | None) -> None:
         super()._assemble(core, log, database)
         assert isinstance(self._gateway, PassGateway)
@@ -76,13 +71,6 @@ class UpstreamDaemon(Daemon):
                     group.create_task(self._supervise(supervisor))
         except* EngineGone as errors:
             raise errors.exceptions[0] from None
-
-
-def _unretained(policy: str) -> str:
-    """The policy by whose name the log can be replayed: these servers carry no retention out, so where it
-    can be left out of a policy nothing is spent on it."""
-    name = f"{policy}-no-retention"
-    return name if name in ABLATION_NAMES else policy
 
 
 class ElsewhereFrontend:

@@ -1,8 +1,8 @@
 """SGLang's unified radix cache with our retention in it.
 
-Its tree's hooks tell ``Retained`` what becomes of nodes, and its eviction asks there what a leaf is worth. What
-is worth more than new calls may take counts as protected instead of evictable, so that SGLang's own admission
-leaves it alone; nothing is locked, and a running call that needs a page to go on may still evict it.
+Its tree's hooks tell ``Retained`` what becomes of nodes, and its eviction asks there what a leaf is worth.
+What is worth more than new calls may take counts as protected instead of evictable, so that SGLang's own
+admission leaves it alone. Nothing is locked: a running call that needs a page to go on may still evict it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ the pages are worth."""
 
 
 def program_of(request: Any) -> str | None:
-    """Whose a request is: the routing key of the HTTP header ``x-smg-routing-key``, else ``session_id`` of the
-    body (SGLang reads no such header in the responses API)."""
+    """Whose a request is: the routing key of the HTTP header ``x-smg-routing-key``, else ``session_id`` of
+    the body (SGLang reads no such header in the responses API)."""
     name = request.routing_key or request.session_id
     return unquote(name) if name else None
 
@@ -78,7 +78,7 @@ class RetainingComponent(FullComponent):
         return found
 
     def _split_off(self, node: Any, tail_tokens: int) -> None:
-        """The leaf keeps its number and its tail; its head becomes a node above it, no younger than it was."""
+        """The leaf keeps its number and its tail; its head is a node above it, no younger than it was."""
         last_used = node.last_access_time
         head, action = self.tree_core._split_node(node.key, node, len(node.key) - tail_tokens)
         assert action is None, "a node is backed up, which was refused at the start"

@@ -118,7 +118,7 @@ class Channel:
         orders: list[EngineOrder] = []
         for message in messages:
             if not isinstance(message, wire.Orders):
-                return self._lose(f"it sent {type(message).__name__}, which is not for engines that are servers")
+                return self._lose(f"it sent {type(message).__name__}, which is not for servers")
             orders += message.orders
         return orders
 

@@ -1,9 +1,9 @@
 """Which of SGLang's members the plugin relies on, and whether this SGLang has them.
 
-SGLang's plugin points are few, so the cache is a subclass of its unified radix cache. ``MEMBERS`` is all that
-is used of it beside what it documents for plugins; ``PRIVATE`` are those that it calls its own. A version that was
-not tried is refused, since a member may keep its name and change its meaning: the environment's
-AGENTSCHED_SGLANG_UNTRIED=1 lets it pass, if the members are there.
+SGLang's plugin points are few, so the cache is a subclass of its unified radix cache. ``MEMBERS`` are the
+functions that are called or overridden, ``ATTRIBUTES`` what is read or set of its objects; ``PRIVATE`` are
+those that it calls its own. A version that was not tried is refused, since a member may keep its name and change
+its meaning: the environment's AGENTSCHED_SGLANG_UNTRIED=1 lets it pass, if the members are there.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import os
 import pkgutil
+import re
 from collections.abc import Mapping
 
 TRIED = ("0.5.23",)
@@ -45,14 +46,23 @@ MEMBERS: Mapping[str, tuple[str, ...]] = {
 }
 """A member, and the parameters that it has to have."""
 
-ATTRIBUTES = (
-    f"{_TREE}.__init__ sets eviction_strategy",
-    f"{_TREE}.reset sets root_node",
-    "sglang.srt.managers.scheduler:Scheduler sets _engine_paused",
-)
-"""What is read or set of instances, which no signature shows; said here for who reads."""
+ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
+    f"{_TREE}.__init__": ("eviction_strategy",),
+    f"{_TREE}.reset": ("root_node",),
+    "sglang.srt.managers.schedule_policy:SchedulePolicy.__init__": ("tree_cache",),
+    "sglang.srt.managers.schedule_batch:Req.__init__": ("routing_key", "session_id"),
+    "sglang.srt.managers.scheduler:Scheduler": (
+        "tree_cache",
+        "waiting_queue",
+        "running_batch",
+        "last_batch",
+        "chunked_req",
+        "_engine_paused",
+    ),
+}
+"""A function or class, and the attributes that its code has to name."""
 
-PRIVATE = (f"{_TREE}._split_node", "Scheduler._engine_paused")
+PRIVATE = (f"{_TREE}._split_node", "sglang.srt.managers.scheduler:Scheduler._engine_paused")
 
 
 class Unsupported(Exception):
@@ -62,7 +72,8 @@ class Unsupported(Exception):
 def check(version: str) -> None:
     """Raises ``Unsupported`` for an SGLang whose members are not those that are known, or that nobody
     tried."""
-    lacking = [problem for name, wanted in MEMBERS.items() if (problem := _problem(name, wanted))]
+    lacking = [problem for name, wanted in MEMBERS.items() if (problem := _function(name, wanted))]
+    lacking += [problem for name, wanted in ATTRIBUTES.items() if (problem := _attributes(name, wanted))]
     if lacking:
         raise Unsupported(
             f"agentsched's plugin does not work in SGLang {version} (it was tried with {', '.join(TRIED)}): "
@@ -70,16 +81,26 @@ def check(version: str) -> None:
         )
     if version not in TRIED and os.environ.get(UNTRIED_VARIABLE) != "1":
         raise Unsupported(
-            f"agentsched's plugin was tried with SGLang {', '.join(TRIED)} only, and this is {version}; all that it "
-            f"uses is there, so it may work: {UNTRIED_VARIABLE}=1 tries it"
+            f"agentsched's plugin was tried with SGLang {', '.join(TRIED)} only, and this is {version}; all "
+            f"that it uses is there, so it may work: {UNTRIED_VARIABLE}=1 in the environment tries it"
         )
 
 
-def _problem(name: str, wanted: tuple[str, ...]) -> str | None:
+def _function(name: str, wanted: tuple[str, ...]) -> str | None:
+    """What is wrong with a function."""
     try:
-        member = pkgutil.resolve_name(name)
+        has = inspect.signature(pkgutil.resolve_name(name)).parameters
     except (ImportError, AttributeError):
         return f"{name} is not there"
-    has = inspect.signature(member).parameters
     missing = [parameter for parameter in wanted if parameter not in has]
     return f"{name} has no parameter {', '.join(missing)}" if missing else None
+
+
+def _attributes(name: str, wanted: tuple[str, ...]) -> str | None:
+    """What is wrong with the attributes that are set there."""
+    try:
+        source = inspect.getsource(pkgutil.resolve_name(name))
+    except (ImportError, AttributeError):
+        return f"{name} is not there"
+    missing = [attribute for attribute in wanted if not re.search(rf"\bself\.{attribute}\b", source)]
+    return f"{name} knows no self.{', self.'.join(missing)}" if missing else None

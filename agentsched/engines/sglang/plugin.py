@@ -1,7 +1,7 @@
 """What SGLang's entry point loads in each of its processes: one more radix cache backend by name.
 
-Nothing else happens until a server is started with ``--radix-cache-backend agentsched``: the rest is imported,
-and the scheduler's loop hooked, when SGLang asks for that cache.
+Nothing else happens until a server is started with ``--radix-cache-backend agentsched``: the rest is
+imported, and the scheduler's loop hooked, when SGLang asks for that cache.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def register() -> None:
 
 
 def make_cache(context: Any) -> Any:
-    """SGLang's factory of a radix cache (``TreeCacheBuildContext``). Raises ``Unsupported`` where it could not
-    do what it promises, and ``OSError`` and ``UnsafePlace`` if its socket cannot be made."""
+    """SGLang's factory of a radix cache (``TreeCacheBuildContext``). Raises ``Unsupported`` where it could
+    not do what it promises, and ``OSError`` and ``UnsafePlace`` if its socket cannot be made."""
     from sglang.srt.mem_cache.registry import create_unified_radix_cache
     from sglang.version import __version__
 
