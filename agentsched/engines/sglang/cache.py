@@ -8,8 +8,8 @@ admission leaves it alone. Nothing is locked: a running call that needs a page t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from sglang.srt.mem_cache.evict_policy import EvictionStrategy
@@ -17,6 +17,9 @@ from sglang.srt.mem_cache.unified_cache.components import ComponentType, EvictLa
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
 from agentsched.engines.sglang.retained import Priority, Retained
+
+if TYPE_CHECKING:
+    from agentsched.engines.sglang.scheduling import Loop
 
 LEAST_TRIM_TOKENS = 64
 """So much is evicted of a leaf at one time at least. Walking the leaves for each page would cost more than
@@ -108,9 +111,9 @@ class RetainingComponent(FullComponent):
 
 
 class RetainingCache(UnifiedRadixCache):
-    """See the module. ``turn`` is called in each turn of the scheduler's loop, once it is set."""
+    """See the module. ``loop`` is what the scheduler's loop does for it, set before the loop begins."""
 
-    turn: Callable[[Any], None] | None = None
+    loop: Loop
 
     def __init__(self, params: Any) -> None:
         self.retained = Retained(params.page_size)

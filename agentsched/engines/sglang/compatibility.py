@@ -2,8 +2,8 @@
 
 SGLang's plugin points are few, so the cache is a subclass of its unified radix cache. ``MEMBERS`` are the
 functions that are called or overridden, ``ATTRIBUTES`` what is read or set of its objects; ``PRIVATE`` are
-those that it calls its own. A version that was not tried is refused, since a member may keep its name and change
-its meaning: the environment's AGENTSCHED_SGLANG_UNTRIED=1 lets it pass, if the members are there.
+those that it calls its own. A version that was not tried is refused, since a member may keep its name and
+change its meaning: the environment's AGENTSCHED_SGLANG_UNTRIED=1 lets it pass, if the members are there.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ MEMBERS: Mapping[str, tuple[str, ...]] = {
     "sglang.srt.plugins.hook_registry:HookRegistry.register": ("target", "hook"),
     "sglang.srt.plugins.hook_registry:HookRegistry.apply_hooks": (),
     "sglang.srt.managers.scheduler:Scheduler.process_input_requests": ("self", "recv_reqs"),
+    "sglang.srt.managers.scheduler:Scheduler.process_batch_result": ("self", "batch"),
     "sglang.srt.managers.schedule_policy:SchedulePolicy.calc_priority": ("self", "waiting_queue"),
     f"{_CACHE}.__init__": ("self", "params"),
     f"{_CACHE}.evict": ("self", "params"),
@@ -51,6 +52,7 @@ ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     f"{_TREE}.reset": ("root_node",),
     "sglang.srt.managers.schedule_policy:SchedulePolicy.__init__": ("tree_cache",),
     "sglang.srt.managers.schedule_batch:Req.__init__": ("routing_key", "session_id"),
+    "sglang.srt.managers.schedule_batch:ScheduleBatch": ("reqs", "forward_mode", "extend_num_tokens"),
     "sglang.srt.managers.scheduler:Scheduler": (
         "tree_cache",
         "waiting_queue",

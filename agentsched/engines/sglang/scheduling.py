@@ -1,7 +1,8 @@
 """What SGLang's scheduler does for us in each turn of its loop: take orders, sort its queue, report.
 
-Two hooks, installed when the cache is made: one behind the reading of requests, once a turn, and one behind
-the sorting of the queue before a batch is chosen. Neither waits for anything. Nothing is preempted.
+Three hooks, installed when the cache is made: behind the reading of requests, once a turn; behind the sorting
+of the queue, before a batch is chosen; and behind a batch, to count it. None waits for anything. Nothing is
+preempted.
 """
 
 from __future__ import annotations
@@ -43,17 +44,22 @@ def begin(cache: RetainingCache, *, port: int) -> None:
     )
     life = f"{os.getpid()}-{uuid.uuid4().hex}"
     channel = Channel(socket_path(port), wire.hello(capabilities, life=life))
-    cache.turn = Loop(cache, channel, ReportPace(capacity_tokens)).turn
+    cache.loop = Loop(cache, channel, ReportPace(capacity_tokens))
     scheduler, policy = "sglang.srt.managers.scheduler.Scheduler", "sglang.srt.managers.schedule_policy"
     HookRegistry.register(f"{scheduler}.process_input_requests", _after_input, HookType.AFTER)
+    HookRegistry.register(f"{scheduler}.process_batch_result", _after_batch, HookType.AFTER)
     HookRegistry.register(f"{policy}.SchedulePolicy.calc_priority", _after_sorting, HookType.AFTER)
     HookRegistry.apply_hooks()
 
 
 def _after_input(_: Any, scheduler: Any, *arguments: Any, **options: Any) -> None:
-    cache = scheduler.tree_cache
-    if isinstance(cache, RetainingCache) and cache.turn is not None:
-        cache.turn(scheduler)
+    if isinstance(scheduler.tree_cache, RetainingCache):
+        scheduler.tree_cache.loop.turn(scheduler)
+
+
+def _after_batch(_: Any, scheduler: Any, batch: Any, *arguments: Any, **options: Any) -> None:
+    if isinstance(scheduler.tree_cache, RetainingCache):
+        scheduler.tree_cache.loop.computed(batch)
 
 
 def _after_sorting(_: Any, policy: Any, waiting: list[Any], *arguments: Any, **options: Any) -> None:
@@ -74,10 +80,21 @@ class Loop:
         self._stuck_turns = 0
         self._expire_s = 0.0
         self._told: tuple[int, int] | None = None
+        self._turn_s = 0.0
+        self._prefilled_tokens = self._decoded_tokens = 0
+        self._step_s = 0.0
+
+    def computed(self, batch: Any) -> None:
+        """A batch was computed in this turn, or has come back in it."""
+        self._step_s += time.monotonic() - self._turn_s
+        if batch.forward_mode.is_extend():
+            self._prefilled_tokens += int(batch.extend_num_tokens or 0)
+        else:
+            self._decoded_tokens += len(batch.reqs)
 
     def turn(self, scheduler: Any) -> None:
         """Takes some microseconds if there is nothing to do."""
-        now = time.monotonic()
+        now = self._turn_s = time.monotonic()
         retained, channel = self._cache.retained, self._channel
         if orders := channel.poll():
             self._pace.ordered(orders)
@@ -92,7 +109,8 @@ class Loop:
             report = self._report(scheduler)
             self._pace.reported(report, now)
             told = (report.running, report.queued)
-            if report.held or report.evicted_tokens or report.broken_leases or told != self._told:
+            news = report.step_s or report.held or report.evicted_tokens or report.broken_leases
+            if news or told != self._told:
                 self._told = told
                 channel.report(report)
 
@@ -109,14 +127,20 @@ class Loop:
 
     def _report(self, scheduler: Any, *, snapshot: bool = False) -> StepReport:
         held, evicted, broken = self._cache.retained.take_changes(all_held=snapshot)
-        return StepReport(
+        report = StepReport(
             engine=ENGINE,
             free_tokens=int(self._cache.token_to_kv_pool_allocator.available_size()),
             evictable_tokens=max(0, self._cache.evictable_size()),
             held=held,
             snapshot=snapshot,
             evicted_tokens=evicted,
+            prefilled_tokens=self._prefilled_tokens,
+            decoded_tokens=self._decoded_tokens,
+            step_s=self._step_s,
             running=len(scheduler.running_batch.reqs),
             queued=len(scheduler.waiting_queue),
             broken_leases=broken,
         )
+        self._prefilled_tokens = self._decoded_tokens = 0
+        self._step_s = 0.0
+        return report

@@ -7,7 +7,7 @@ Its service level is found at its start, and said in the log:
   server likes. It takes no orders. Its reports are estimates, made from the calls that pass: how fast it
   prefills, and what the contexts of the programs that are in it sum up to.
 * ``retention``: our plugin is in the server (``engines/sglang``), and carries out all orders; it reports
-  what is held. Requests say whose they are. How fast it prefills is estimated from the calls here, too.
+  what is held and what it computes. Requests say whose they are.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from agentsched.core.decisions import EngineOrder
 from agentsched.core.events import StepReport
 from agentsched.engines.contract import Capabilities, EngineGone
 from agentsched.engines.sglang.place import socket_path
+from agentsched.engines.streams import renamed
 from agentsched.engines.upstream.orders import NoChannel, OrdersLink
 from agentsched.engines.upstream.pool import Address, Outgoing, Pool
 from agentsched.engines.upstream.probe import Told, is_up, probe
@@ -138,8 +139,7 @@ class UpstreamEngine:
             self._link = link
 
     def _take(self, report: StepReport) -> None:
-        """The plugin's report; what it does not know is added."""
-        self._reported.append(self._with_estimates(report))
+        self._reported.append(renamed(report, self._name))
         self._look.set()
 
     async def send(self, outgoing: Outgoing, exchange: Exchange) -> Connection:
@@ -173,7 +173,7 @@ class UpstreamEngine:
         self._live_tokens -= context_tokens
 
     def computed(self, *, prefilled_tokens: int, output_tokens: int, prefill_s: float) -> None:
-        """What a call took."""
+        """What a call took, so far as can be told from here."""
         self._prefilled_tokens += prefilled_tokens
         self._decoded_tokens += output_tokens
         self._busy_s += prefill_s
@@ -250,13 +250,6 @@ class UpstreamEngine:
             evictable_tokens=0,
             snapshot=snapshot,
             running=self._running,
-        )
-        return self._with_estimates(report)
-
-    def _with_estimates(self, report: StepReport) -> StepReport:
-        report = msgspec.structs.replace(
-            report,
-            engine=self._name,
             prefilled_tokens=self._prefilled_tokens,
             decoded_tokens=self._decoded_tokens,
             step_s=self._busy_s,
