@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agentsched.core.decisions import EngineTerms, Rank, Retain
+from agentsched.core.decisions import EngineTerms, Retain
 from agentsched.core.events import Held, StepReport
 from agentsched.engines.sglang.place import socket_path
 from tests.daemon.serving import until
@@ -148,12 +148,3 @@ async def test_another_process_behind_the_channel_is_another_engine() -> None:
 
             await until(anew, "the engine is attached anew")
             assert (await served.chat("hi again", program="p"))[0] == 200
-
-
-async def test_ranks_reach_the_server() -> None:
-    double = Double(plainly)
-    server_info(double)
-    async with plugin() as server, in_front_of(double, policy="plas") as served:
-        for name in ("p", "q", "p"):
-            await served.chat("hi", program=name)
-        await until(lambda: any(isinstance(o, Rank) for o in server.orders), "programs are ranked")
