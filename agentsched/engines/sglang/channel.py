@@ -53,15 +53,17 @@ class Channel:
 
     def poll(self) -> list[EngineOrder]:
         """What daemons have sent by now. One that connected is ``new`` until it is greeted."""
+        happened = dict(self._poller.poll(0))
+        if not happened:
+            return []
         orders: list[EngineOrder] = []
-        for descriptor, happened in self._poller.poll(0):
-            if descriptor == self._listener.fileno():
-                self._accept()
-            elif self._link is not None and descriptor == self._link.fileno():
-                if happened & select.POLLOUT:
-                    self._flush()
-                if happened & ~select.POLLOUT:
-                    orders += self._receive()
+        if self._link is not None and (flags := happened.get(self._link.fileno())):
+            if flags & ~select.POLLOUT:
+                orders = self._receive()
+            self._flush()
+        # After what the last one had to say.
+        if self._listener.fileno() in happened:
+            self._accept()
         return orders
 
     @property
