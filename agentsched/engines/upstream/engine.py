@@ -115,8 +115,14 @@ class UpstreamEngine:
         self._told = msgspec.structs.replace(told, capacity_tokens=capacity_tokens)
         if told.plugin_port:
             await self._open_channel(told.plugin_port)
-        level = "retention" if self.retains else "order"
-        _log.info("engine %s: %s, %s tokens of KV, service %s", self._name, told.kind, capacity_tokens, level)
+        level = (
+            "retention (agentsched's plugin is in it)"
+            if self.retains
+            else "order (calls are let in and placed; what KV it keeps, it decides itself)"
+        )
+        _log.info(
+            "engine %s: %s, %s tokens of KV, service: %s", self._name, told.kind, capacity_tokens, level
+        )
 
     async def _open_channel(self, port: int) -> None:
         link = OrdersLink(
