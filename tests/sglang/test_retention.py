@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 
+import aiohttp
 import pytest
 
 from agentsched.core.decisions import YIELDS
-from tests.sglang.serving import POOL_TOKENS, Pilot, SglangServer
+from tests.sglang.serving import PLUGIN, POOL_TOKENS, Pilot, SglangServer
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -152,3 +154,21 @@ async def test_a_dead_daemons_orders_end_by_themselves(pilot: Pilot) -> None:
     await pilot.connect()
     assert pilot.held["a"] == 903
     await pilot.sees(lambda report: report.evictable_tokens > 3_000, "its lease is over")
+
+
+async def test_tails_are_cut_at_pages(model: Path, sockets: None) -> None:
+    """Of 16 tokens; and in SGLang's loop without overlap of batches."""
+    server = SglangServer(model, (*PLUGIN, "--page-size", "16", "--disable-overlap-schedule"))
+    try:
+        await asyncio.to_thread(server.start)
+        async with aiohttp.ClientSession() as http:
+            pilot = Pilot(server, http)
+            await pilot.call("a", 1_500, seed=1)
+            await pilot.connect()
+            await pilot.order(pilot.retain("a", (0, 600, 5.0)))
+            await pilot.press()
+            assert await pilot.call("a", 1_500, seed=1) == 608
+            assert pilot.link is not None
+            await pilot.link.close()
+    finally:
+        server.kill()
