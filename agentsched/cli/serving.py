@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from typing import NamedTuple
@@ -60,6 +61,8 @@ def before_upstreams(config: Config) -> Serving:
             upstreams, config.daemon, api_key=api_key, declared=declared, run=run, watchers=watchers
         )
 
+    # What service each server gets is found when it is attached, and said without -v, too.
+    logging.getLogger("agentsched.engines.upstream.engine").setLevel(logging.INFO)
     return Serving(daemon, "upstream", f"in front of {', '.join(names)}")
 
 

@@ -56,7 +56,7 @@ class Core:
         self._follow(orders, event, subject)
         self.policy.admission.review(self.state, orders)
         for program, engine in orders.paused:
-            if not program.foreground:
+            if not program.foreground and self._retains(engine):
                 self.policy.retention.paused(self.state, orders, program, engine)
         for program in orders.admitted:  # what the engine knew was released with the last seat
             self._ranks.pop(program.name, None)
@@ -84,7 +84,8 @@ class Core:
             case ev.CallStarted() | ev.FirstToken():
                 pass
             case ev.EngineAttached():
-                self.policy.retention.terms(orders, event.engine)
+                if event.retention:
+                    self.policy.retention.terms(orders, event.engine)
             case ev.PolicyEngaged() if event.engaged != self._engaged:
                 self._engage(orders, engaged=event.engaged)
             case ev.StepReport():
@@ -99,10 +100,16 @@ class Core:
                     orders.release(subject, subject.home, "the program ended")
             case ev.CallArrived() if subject is not None and subject.foreground:
                 self._rank(orders, subject)
-                self.policy.retention.returned(self.state, orders, subject)
+                if self._retains(subject.seat):
+                    self.policy.retention.returned(self.state, orders, subject)
             case ev.CallFinished() | ev.CallAborted() | ev.ToolStarted() | ev.ToolProgressed() if subject:
-                if subject.in_gap and subject.foreground:
+                if subject.in_gap and subject.foreground and self._retains(subject.seat):
                     self.policy.retention.away(self.state, orders, subject)
+
+    def _retains(self, engine: str | None) -> bool:
+        """Whether the engine is there, and heeds what KV is worth."""
+        known = None if engine is None else self.state.engines.get(engine)
+        return known is not None and known.retention
 
     def _take_over(self, orders: Orders, report: ev.StepReport) -> None:
         """The engine holds KV from before it was attached here: say anew what that is worth. The first
@@ -111,7 +118,7 @@ class Core:
             program = self.state.programs.get(held.program)
             if program is None:
                 orders.forget(held.program, report.engine, "nobody knows this program any more")
-            elif program.home == report.engine and not program.foreground:
+            elif program.home == report.engine and not program.foreground and self._retains(report.engine):
                 self.policy.retention.paused(self.state, orders, program, report.engine)
 
     def _engage(self, orders: Orders, *, engaged: bool) -> None:
@@ -120,16 +127,16 @@ class Core:
         self._ranks.clear()
         orders.engaged = True
         for engine in self.state.engines:
-            if engaged:
+            if engaged and self._retains(engine):
                 self.policy.retention.terms(orders, engine)
-            else:
+            elif not engaged:
                 orders.terms(engine, WATCHES)
         for program in list(self.state.programs.values()):
             if not engaged and program.home is not None:
                 orders.release(program, program.home, WATCHES)
             elif engaged:
                 self._rank(orders, program)
-                if program.in_gap and program.foreground:
+                if program.in_gap and program.foreground and self._retains(program.seat):
                     self.policy.retention.away(self.state, orders, program)
         orders.engaged = engaged
 

@@ -26,6 +26,7 @@ class EngineState:
     busy_s: float = 0.0
     host_tokens: int = 0
     host_tokens_per_s: float = 0.0
+    retention: bool = True
     prefill_rates: deque[float] = field(default_factory=lambda: deque(maxlen=RATES_KEPT))
     prefill_tokens_per_s: float = UNKNOWN_PREFILL_TOKENS_PER_S
 

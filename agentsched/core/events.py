@@ -209,7 +209,8 @@ class ProgramClosed(Event, frozen=True, kw_only=True):
 class EngineAttached(Event, frozen=True, kw_only=True):
     """An engine connected (again, if it was lost): its limits. A full ``StepReport`` snapshot follows.
 
-    ``host_tokens_per_s``: how fast KV comes back from host memory, where there is a tier of it.
+    ``host_tokens_per_s``: how fast KV comes back from host memory, where there is a tier of it. Without
+    ``retention`` it keeps KV as it likes: it is not told what that is worth.
     """
 
     engine: str
@@ -218,6 +219,7 @@ class EngineAttached(Event, frozen=True, kw_only=True):
     host_capacity_tokens: int = 0
     host_tokens_per_s: float = 0.0
     max_running: int = 64
+    retention: bool = True
 
     def __post_init__(self) -> None:
         Value.__post_init__(self)

@@ -174,6 +174,17 @@ class StandingOrders:
         order = self._retain.get(program)
         return tuple(segment.start_tokens for segment in order.segments) if order else ()
 
+    def segment_edges(self, program: str) -> set[int]:
+        """The same, with the tokens past the end of what is ordered for."""
+        order = self._retain.get(program)
+        if order is None:
+            return set()
+        return {edge for segment in order.segments for edge in (segment.start_tokens, segment.end_tokens)}
+
+    def retained(self) -> bool:
+        """Whether any program's KV may be worth something."""
+        return bool(self._retain)
+
     def prefetches(self) -> list[Prefetch]:
         """Open prefetch orders, most urgent first."""
         return sorted(self._prefetch.values(), key=lambda order: (order.by_s, order.program))

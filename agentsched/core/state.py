@@ -102,6 +102,7 @@ class State(Models):
                     free_tokens=event.capacity_tokens,
                     host_tokens=event.host_capacity_tokens,
                     host_tokens_per_s=event.host_tokens_per_s,
+                    retention=event.retention,
                 )
                 self.seats[event.engine] = {}
             case ev.EngineLost():

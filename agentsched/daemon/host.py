@@ -91,6 +91,7 @@ class Host:
                 host_capacity_tokens=can.host_capacity_tokens,
                 host_tokens_per_s=can.host_tokens_per_s,
                 max_running=can.max_running,
+                retention=can.retention,
             )
         )
 

@@ -54,10 +54,13 @@ class Hello(Message, frozen=True):
     version: str = "older than 0.2"
     """Of the package."""
 
+    life: str = ""
+    """Another one is another process, which has none of the KV that the last one had."""
 
-def hello(capabilities: Capabilities) -> Hello:
+
+def hello(capabilities: Capabilities, *, life: str = "") -> Hello:
     """The first message of an engine of this installation."""
-    return Hello(capabilities, PROTOCOL, __version__)
+    return Hello(capabilities, PROTOCOL, __version__, life)
 
 
 def check(hello: Hello) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -30,6 +31,7 @@ _NOT_PASSED_BACK = _HOP_BY_HOP | {b"content-length"}
 _PLAIN: Header = (b"Accept-Encoding", b"identity")
 _KEYS = frozenset({b"authorization", b"x-api-key"})
 _OURS = b"x-agentsched-"
+ROUTING_KEY = b"x-smg-routing-key"
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _blocks = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -83,6 +85,17 @@ def headers_on(headers: Iterable[Header], api_key: str | None = None, *, ours: b
     if api_key is not None:
         passed.append((b"Authorization", b"Bearer " + api_key.encode()))
     return passed
+
+
+def named(headers: list[Header], body: bytes, program: str, *, in_body: bool) -> tuple[list[Header], bytes]:
+    """The same request, saying whose it is in the way that SGLang hands on to its scheduler: the header of a
+    routing key, or (``in_body``) the field ``session_id``. A client's own are of no use there any more."""
+    name = quote(program, safe="")
+    headers = [header for header in headers if header[0].lower() != ROUTING_KEY]
+    if not in_body:
+        return [*headers, (ROUTING_KEY, name.encode())], body
+    fields = _fields(body) | {"session_id": msgspec.Raw(msgspec.json.encode(name))}
+    return headers, msgspec.json.encode(fields)
 
 
 def is_stream(headers: Iterable[Header]) -> bool:

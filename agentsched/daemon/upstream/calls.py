@@ -31,9 +31,10 @@ from agentsched.daemon.identity import Ask
 from agentsched.daemon.livecall import LiveCall
 from agentsched.daemon.recent import Recent
 from agentsched.daemon.tenancy import Tenancy
+from agentsched.daemon.upstream.bodies import named
 from agentsched.daemon.upstream.estimates import Estimates
 from agentsched.daemon.upstream.passage import Passage, PassedCall
-from agentsched.daemon.upstream.reading import Asked
+from agentsched.daemon.upstream.reading import RESPONSES, Asked
 from agentsched.daemon.upstream.watching import Seen
 from agentsched.engines.contract import Engine, EngineGone, Sampling
 from agentsched.engines.frontend import Prepared
@@ -123,7 +124,10 @@ class PassedCalls(Calls):
                 self._host.post(ev.FirstToken(call=call.core_name))
 
         passage = call.passage = Passage(call, first_token)
-        outgoing = Outgoing(path=call.path, headers=call.headers, body=call.body)
+        headers, body = call.headers, call.body
+        if server.retains:
+            headers, body = named(headers, body, call.program, in_body=call.asked.path == RESPONSES)
+        outgoing = Outgoing(path=call.path, headers=headers, body=body)
         try:
             connection = passage.connection = await server.send(outgoing, passage)
         except UpstreamFault as fault:

@@ -11,7 +11,6 @@ from functools import partial
 from aiohttp import web
 
 from agentsched.core import Core
-from agentsched.core.policies import ABLATION_NAMES
 from agentsched.daemon.accounts import Declared
 from agentsched.daemon.errors import ApiError
 from agentsched.daemon.eventlog import EventLog
@@ -60,10 +59,6 @@ class UpstreamDaemon(Daemon):
         self._make_engines = engines
         self._api_key = api_key
 
-    @property
-    def _policy(self) -> str:
-        return _unretained(self._settings.policy)
-
     def _assemble(self, core: Core, log: EventLog | None, database: Database | None) -> None:
         super()._assemble(core, log, database)
         assert isinstance(self._gateway, PassGateway)
@@ -97,13 +92,6 @@ class UpstreamDaemon(Daemon):
                     group.create_task(self._supervise(supervisor))
         except* EngineGone as errors:
             raise errors.exceptions[0] from None
-
-
-def _unretained(policy: str) -> str:
-    """The policy by whose name the log can be replayed: these servers carry no retention out, so where it
-    can be left out of a policy nothing is spent on it."""
-    name = f"{policy}-no-retention"
-    return name if name in ABLATION_NAMES else policy
 
 
 class ElsewhereFrontend:

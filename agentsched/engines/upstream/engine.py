@@ -1,21 +1,31 @@
 """An upstream server as an engine of the daemon: is it there, what room has it, and how to send it a
 request.
 
-Its service level: calls are let in, ordered and placed by the core before they are sent; what is sent runs
-as the server likes. It takes no orders. Its reports are estimates, made from the calls that pass: how fast
-it prefills, and what the contexts of the programs that are in it sum up to.
+Its service level is found at its start, and said in the log:
+
+* ``order``: calls are let in, ordered and placed by the core before they are sent; what is sent runs as the
+  server likes. It takes no orders. Its reports are estimates, made from the calls that pass: how fast it
+  prefills, and what the contexts of the programs that are in it sum up to.
+* ``retention``: our plugin is in the server (``engines/sglang``), and carries out all orders; it reports
+  what is held and what it computes. Requests say whose they are.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+
+import msgspec
 
 from agentsched.core.decisions import EngineOrder
 from agentsched.core.events import StepReport
 from agentsched.engines.contract import Capabilities, EngineGone
+from agentsched.engines.sglang.place import socket_path
+from agentsched.engines.streams import renamed
+from agentsched.engines.upstream.orders import NoChannel, OrdersLink
 from agentsched.engines.upstream.pool import Address, Outgoing, Pool
 from agentsched.engines.upstream.probe import Told, is_up, probe
 from agentsched.engines.upstream.wire import Connection, Exchange, Fault, Header, UpstreamFault
@@ -54,6 +64,9 @@ class UpstreamEngine:
             self._headers.append((b"Authorization", b"Bearer " + settings.api_key.encode()))
         self._told: Told | None = None
         self._gone: UpstreamFault | None = None
+        self._link: OrdersLink | None = None
+        self._reported: deque[StepReport] = deque()
+        self._doubted = False
         self._look = asyncio.Event()
         self._prefilled_tokens = self._decoded_tokens = 0
         self._busy_s = 0.0
@@ -62,6 +75,11 @@ class UpstreamEngine:
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def retains(self) -> bool:
+        """Whether it carries orders out; requests have to say whose they are then."""
+        return self._link is not None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -74,6 +92,9 @@ class UpstreamEngine:
             max_context_tokens=told.max_context_tokens or told.capacity_tokens,
             vocabulary=0,
             max_running=told.max_running or UNBOUNDED_RUNNING,
+            ranks=self.retains,
+            retention=self.retains,
+            tail_eviction=self.retains,
         )
 
     async def start(self) -> None:
@@ -91,14 +112,41 @@ class UpstreamEngine:
                 f"{self._settings.url} does not tell how many tokens of KV it has room for (SGLang does in "
                 "/get_server_info, vLLM in /metrics); say it with --upstream-kv-tokens"
             )
-        self._told = Told(
-            kind=told.kind,
-            capacity_tokens=capacity_tokens,
-            block_tokens=told.block_tokens,
-            max_running=told.max_running,
-            max_context_tokens=told.max_context_tokens,
+        self._told = msgspec.structs.replace(told, capacity_tokens=capacity_tokens)
+        if told.plugin_port:
+            await self._open_channel(told.plugin_port)
+        level = (
+            "retention (agentsched's plugin is in it)"
+            if self.retains
+            else "order (calls are let in and placed; what KV it keeps, it decides itself)"
         )
-        _log.info("engine %s: %s, %s tokens of KV", self._name, told.kind, f"{capacity_tokens:,}")
+        _log.info(
+            "engine %s: %s, %s tokens of KV, service: %s", self._name, told.kind, capacity_tokens, level
+        )
+
+    async def _open_channel(self, port: int) -> None:
+        link = OrdersLink(
+            socket_path(port),
+            self._name,
+            report=self._take,
+            other_life=lambda: self._lose(UpstreamFault(Fault.CUT, "its process is another one now")),
+            retry_s=self._settings.poll_s,
+        )
+        try:
+            await link.open()
+        except NoChannel as error:
+            _log.warning(
+                "engine %s has agentsched's plugin, but no channel to it can be opened (%s): it is served "
+                "without retention. The daemon has to run beside the server, as the same user",
+                self._name,
+                error,
+            )
+        else:
+            self._link = link
+
+    def _take(self, report: StepReport) -> None:
+        self._reported.append(renamed(report, self._name))
+        self._look.set()
 
     async def send(self, outgoing: Outgoing, exchange: Exchange) -> Connection:
         """Send a request; its exchange hears of the answer. ``release`` the connection afterwards.
@@ -117,6 +165,7 @@ class UpstreamEngine:
 
     def doubt(self) -> None:
         """A call failed: look at once whether the server is still there."""
+        self._doubted = True
         self._look.set()
 
     def began(self, context_tokens: int) -> None:
@@ -130,38 +179,48 @@ class UpstreamEngine:
         self._live_tokens -= context_tokens
 
     def computed(self, *, prefilled_tokens: int, output_tokens: int, prefill_s: float) -> None:
-        """What a call took."""
+        """What a call took, so far as can be told from here."""
         self._prefilled_tokens += prefilled_tokens
         self._decoded_tokens += output_tokens
         self._busy_s += prefill_s
 
     async def order(self, orders: Sequence[EngineOrder]) -> None:
-        """A server of its own takes none. Raises ``EngineGone`` if it is gone."""
+        """A server without our plugin takes none. Raises ``EngineGone`` if it is gone."""
         if self._gone is not None:
             raise EngineGone(f"engine {self._name}: {self._gone}")
+        if self._link is not None:
+            await self._link.send(list(orders))
 
     async def reports(self) -> AsyncIterator[StepReport]:
         """Until polls fail, or a connection is refused."""
-        yield self._report(snapshot=True)
-        missed = 0
+        if not self.retains:
+            yield self._estimate(snapshot=True)
+        loop = asyncio.get_running_loop()
+        missed, polled_s = 0, loop.time()
         while self._gone is None:
+            while self._reported:
+                yield self._reported.popleft()
             try:
-                async with asyncio.timeout(self._settings.poll_s):
+                async with asyncio.timeout_at(polled_s + self._settings.poll_s):
                     await self._look.wait()
             except TimeoutError:
-                pass
+                self._doubted = True
             self._look.clear()
-            if self._gone is not None:
-                return
+            if self._gone is not None or not self._doubted:
+                continue
+            self._doubted = False
             fault = await self._ill()
+            polled_s = loop.time()
             missed = 0 if fault is None else missed + 1
             if fault is not None and missed >= MOST_MISSED:
                 self._lose(UpstreamFault(fault, f"{missed} polls of /health in a row failed"))
-            elif self._busy_s or self._decoded_tokens:
-                yield self._report()
+            elif not self.retains and (self._busy_s or self._decoded_tokens):
+                yield self._estimate()
 
     async def close(self) -> None:
         # A server that refuses connections may still be finishing what it has. One that is silent is not.
+        if self._link is not None:
+            await self._link.close()
         silent = self._gone is not None and self._gone.fault is Fault.SILENT
         self._pool.close(self._gone if silent else None)
 
@@ -189,16 +248,16 @@ class UpstreamEngine:
         self._gone = self._gone or fault
         self._look.set()
 
-    def _report(self, *, snapshot: bool = False) -> StepReport:
-        capacity_tokens = self.capabilities.capacity_tokens
+    def _estimate(self, *, snapshot: bool = False) -> StepReport:
+        free_tokens = max(0, self.capabilities.capacity_tokens - self._live_tokens)
         report = StepReport(
             engine=self._name,
-            free_tokens=max(0, capacity_tokens - self._live_tokens),
+            free_tokens=free_tokens,
             evictable_tokens=0,
             snapshot=snapshot,
+            running=self._running,
             prefilled_tokens=self._prefilled_tokens,
             decoded_tokens=self._decoded_tokens,
-            running=self._running,
             step_s=self._busy_s,
         )
         self._prefilled_tokens = self._decoded_tokens = 0

@@ -1,6 +1,7 @@
 """What an upstream server tells of itself, where it does.
 
-SGLang: ``/get_server_info`` has its arguments and ``max_total_num_tokens``, the KV that it has room for.
+SGLang: ``/get_server_info`` has its arguments and ``max_total_num_tokens``, the KV that it has room for. Its
+radix cache backend says whether our plugin is in it, and its own port where the plugin's socket is.
 vLLM: the metric ``vllm:cache_config_info`` has blocks and their size. Both name ``max_model_len`` in
 ``/v1/models``. Nothing is tried but reading; a server that has none of these answers 404 and is none the
 worse.
@@ -13,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from agentsched.engines.sglang.plugin import NAME as PLUGIN
 from agentsched.engines.upstream.pool import Pool, fetch
 from agentsched.engines.upstream.wire import Header
 
@@ -22,13 +24,15 @@ _LABEL = re.compile(rb'(\w+)="([^"]*)"')
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a server; 0 where it does not say. ``kind``: ``sglang``, ``vllm`` or ``http``."""
+    """What is known of a server; 0 where it does not say. ``kind``: ``sglang``, ``vllm`` or ``http``.
+    ``plugin_port``: the HTTP port of the server itself, if our plugin is in it."""
 
     kind: str = "http"
     capacity_tokens: int = 0
     block_tokens: int = 1
     max_running: int = 0
     max_context_tokens: int = 0
+    plugin_port: int = 0
 
 
 async def is_up(pool: Pool, headers: list[Header], timeout_s: float) -> bool:
@@ -67,6 +71,7 @@ def _of_sglang(body: bytes) -> Told | None:
         capacity_tokens=capacity_tokens,
         block_tokens=_count(info.get("page_size")) or 1,
         max_running=_count(info.get("max_running_requests")),
+        plugin_port=_count(info.get("port")) if info.get("radix_cache_backend") == PLUGIN else 0,
     )
 
 

@@ -1,0 +1,146 @@
+"""What SGLang's scheduler does for us in each turn of its loop: take orders, sort its queue, report.
+
+Three hooks, installed when the cache is made: behind the reading of requests, once a turn; behind the sorting
+of the queue, before a batch is chosen; and behind a batch, to count it. None waits for anything. Nothing is
+preempted.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from typing import Any
+
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+from agentsched.core.events import StepReport
+from agentsched.engines import wire
+from agentsched.engines.contract import Capabilities
+from agentsched.engines.process import ReportPace
+from agentsched.engines.sglang.cache import RetainingCache, program_of
+from agentsched.engines.sglang.channel import Channel
+from agentsched.engines.sglang.place import socket_path
+
+ENGINE = "sglang"
+"""The daemon gives it another name."""
+
+STUCK_TURNS = 3
+EXPIRE_S = 10.0
+
+
+def begin(cache: RetainingCache, *, port: int) -> None:
+    """Open the channel, and hook the scheduler's loop."""
+    capacity_tokens = int(cache.token_to_kv_pool_allocator.size)
+    capabilities = Capabilities(
+        kind=ENGINE,
+        capacity_tokens=capacity_tokens,
+        block_tokens=int(cache.page_size),
+        max_context_tokens=capacity_tokens,
+        vocabulary=0,
+        ranks=True,
+        retention=True,
+        tail_eviction=True,
+    )
+    life = f"{os.getpid()}-{uuid.uuid4().hex}"
+    channel = Channel(socket_path(port), wire.hello(capabilities, life=life))
+    cache.loop = Loop(cache, channel, ReportPace(capacity_tokens))
+    scheduler, policy = "sglang.srt.managers.scheduler.Scheduler", "sglang.srt.managers.schedule_policy"
+    HookRegistry.register(f"{scheduler}.process_input_requests", _after_input, HookType.AFTER)
+    HookRegistry.register(f"{scheduler}.process_batch_result", _after_batch, HookType.AFTER)
+    HookRegistry.register(f"{policy}.SchedulePolicy.calc_priority", _after_sorting, HookType.AFTER)
+    HookRegistry.apply_hooks()
+
+
+def _after_input(_: Any, scheduler: Any, *arguments: Any, **options: Any) -> None:
+    if isinstance(scheduler.tree_cache, RetainingCache):
+        scheduler.tree_cache.loop.turn(scheduler)
+
+
+def _after_batch(_: Any, scheduler: Any, batch: Any, *arguments: Any, **options: Any) -> None:
+    if isinstance(scheduler.tree_cache, RetainingCache):
+        scheduler.tree_cache.loop.computed(batch)
+
+
+def _after_sorting(_: Any, policy: Any, waiting: list[Any], *arguments: Any, **options: Any) -> None:
+    """By rank; those of one rank stay as SGLang has put them."""
+    cache = policy.tree_cache
+    if len(waiting) > 1 and isinstance(cache, RetainingCache):
+        orders = cache.retained.orders
+        waiting.sort(key=lambda request: orders.rank(program_of(request) or ""))
+
+
+class Loop:
+    """One scheduler's turns."""
+
+    def __init__(self, cache: RetainingCache, channel: Channel, pace: ReportPace) -> None:
+        self._cache = cache
+        self._channel = channel
+        self._pace = pace
+        self._stuck_turns = 0
+        self._expire_s = 0.0
+        self._told: tuple[int, int] | None = None
+        self._turn_s = 0.0
+        self._prefilled_tokens = self._decoded_tokens = 0
+        self._step_s = 0.0
+
+    def computed(self, batch: Any) -> None:
+        """A batch was computed in this turn, or has come back in it."""
+        self._step_s += time.monotonic() - self._turn_s
+        if batch.forward_mode.is_extend():
+            self._prefilled_tokens += int(batch.extend_num_tokens or 0)
+        else:
+            self._decoded_tokens += len(batch.reqs)
+
+    def turn(self, scheduler: Any) -> None:
+        """Takes some microseconds if there is nothing to do."""
+        now = self._turn_s = time.monotonic()
+        retained, channel = self._cache.retained, self._channel
+        if orders := channel.poll():
+            self._pace.ordered(orders)
+            retained.apply(orders)
+        if now >= self._expire_s:
+            self._expire_s = now + EXPIRE_S
+            retained.expire(now)
+        self._unstick(scheduler, now)
+        if channel.new:
+            channel.greet(self._report(scheduler, snapshot=True))
+        elif channel.linked and self._pace.due(now):
+            report = self._report(scheduler)
+            self._pace.reported(report, now)
+            told = (report.running, report.queued)
+            news = report.step_s or report.held or report.evicted_tokens or report.broken_leases
+            if news or told != self._told:
+                self._told = told
+                channel.report(report)
+
+    def _unstick(self, scheduler: Any, now: float) -> None:
+        """Calls wait, nothing runs, and what is held back is in their way: end the lease worth least."""
+        batches = (scheduler.running_batch, scheduler.last_batch)
+        runs = any(batch is not None and not batch.is_empty() for batch in batches) or scheduler.chunked_req
+        if runs or not scheduler.waiting_queue or scheduler._engine_paused:
+            self._stuck_turns = 0
+            return
+        self._stuck_turns += 1
+        if self._stuck_turns > STUCK_TURNS and self._cache.held_back_tokens():
+            self._cache.retained.break_lease(now)
+
+    def _report(self, scheduler: Any, *, snapshot: bool = False) -> StepReport:
+        held, evicted, broken = self._cache.retained.take_changes(all_held=snapshot)
+        report = StepReport(
+            engine=ENGINE,
+            free_tokens=int(self._cache.token_to_kv_pool_allocator.available_size()),
+            evictable_tokens=max(0, self._cache.evictable_size()),
+            held=held,
+            snapshot=snapshot,
+            evicted_tokens=evicted,
+            prefilled_tokens=self._prefilled_tokens,
+            decoded_tokens=self._decoded_tokens,
+            step_s=self._step_s,
+            running=len(scheduler.running_batch.reqs),
+            queued=len(scheduler.waiting_queue),
+            broken_leases=broken,
+        )
+        self._prefilled_tokens = self._decoded_tokens = 0
+        self._step_s = 0.0
+        return report
