@@ -18,6 +18,7 @@ from agentsched.cgroups.contract import Capabilities, Leaf, SandboxError, SpecRe
 from agentsched.cgroups.guard import Guard
 from agentsched.cgroups.none import PlainBackend
 from agentsched.cgroups.spawn import OnOutput, OnStart, run_tool, run_tool_sync
+from agentsched.cgroups.watching import Counts, OnProgress
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +99,8 @@ class Sandbox:
         self._leaves: dict[str, Leaf] = {}
         self._lock = threading.Lock()
         self._closed = False
+        self.counts = Counts()
+        """What its commands counted (tests, as a rule) when they ran before."""
 
     @classmethod
     def open(cls, program: str = "", *, backend: str = "auto") -> Sandbox:
@@ -132,16 +135,24 @@ class Sandbox:
         return self._closed or self._runtime.closed
 
     def run(
-        self, spec: ToolSpec, on_output: OnOutput | None = None, on_start: OnStart | None = None
+        self,
+        spec: ToolSpec,
+        on_output: OnOutput | None = None,
+        on_start: OnStart | None = None,
+        on_progress: OnProgress | None = None,
     ) -> ToolResult:
         """Run a tool call; see ``spawn.run_tool_sync``."""
-        return run_tool_sync(self, spec, on_output, on_start)
+        return run_tool_sync(self, spec, on_output, on_start, on_progress)
 
     async def arun(
-        self, spec: ToolSpec, on_output: OnOutput | None = None, on_start: OnStart | None = None
+        self,
+        spec: ToolSpec,
+        on_output: OnOutput | None = None,
+        on_start: OnStart | None = None,
+        on_progress: OnProgress | None = None,
     ) -> ToolResult:
         """Run a tool call; see ``spawn.run_tool``."""
-        return await run_tool(self, spec, on_output, on_start)
+        return await run_tool(self, spec, on_output, on_start, on_progress)
 
     def leaves(self) -> dict[str, Leaf]:
         """Leaves of the tool calls that run now."""

@@ -23,6 +23,7 @@ from agentsched.cgroups.contract import (
     Cancelled,
     Capabilities,
     CommandUnusable,
+    Ending,
     HostRefused,
     Leaf,
     SpecRefused,
@@ -30,7 +31,11 @@ from agentsched.cgroups.contract import (
     ToolSpec,
     Unsupported,
 )
+from agentsched.cgroups.feedback import Seen, feedback
+from agentsched.cgroups.hints import Hint, hint_of
 from agentsched.cgroups.pump import Cancel, Capture, Outcome, Pump
+from agentsched.cgroups.relay import Relay
+from agentsched.cgroups.watching import OnProgress, Watch
 
 if TYPE_CHECKING:
     from agentsched.cgroups.sandbox import Sandbox
@@ -50,34 +55,61 @@ def run_tool_sync(
     spec: ToolSpec,
     on_output: OnOutput | None = None,
     on_start: OnStart | None = None,
+    on_progress: OnProgress | None = None,
     cancel: Cancel | None = None,
 ) -> ToolResult:
     """Run a tool call to its end and return what came of it.
 
     Ends when the main process ends; whatever that left behind in the leaf is killed then. On any
     exception, KeyboardInterrupt included, the leaf is killed and removed too. ``on_output`` gets
-    chunks as they come, ``on_start`` the leaf and the main process's id; both run in this thread.
+    chunks as they come, ``on_start`` the leaf and the main process's id, ``on_progress`` what is seen of the
+    running call, about once a second; all run in this thread. With ``on_progress``, output that is passed
+    through, unless to a terminal, is looked at on its way.
     Raises ``SpecRefused`` before anything was started, ``HostRefused``, and ``Cancelled`` if the
     sandbox is closed meanwhile.
     """
     environment = dict(os.environ if spec.env is None else spec.env)
+    hint, hint_problem = hint_of(spec, environment)
     argv = _resolve(spec, environment)
+    watch = Watch(spec, sandbox.counts.of(spec), on_progress)
     with sandbox.leaf(spec.tool_call) as (tool_call, leaf):
-        unenforced = _configure(leaf, spec, sandbox.capabilities)
+        unenforced = _configure(leaf, spec, hint, sandbox.capabilities)
+        relay = Relay(watch.output) if spec.passthrough and on_progress is not None else None
+        if relay is not None or not spec.passthrough:
+            environment = watch.environment | environment
         environment.update(leaf.marks())
-        process = _start(argv, spec, environment, leaf.entries())
-        capture = Capture(spec.max_output_bytes, on_output)
-        pump = Pump(process, capture, cancel)
+        capture = Capture(spec.max_output_bytes, _both(watch.output, on_output))
         try:
-            leaf.started(process.pid)
-            if on_start is not None:
-                on_start(leaf, process.pid)
-            outcome = pump.wait(spec.timeout_s)
+            process = _start(argv, spec, environment, leaf.entries(), relay)
+            pump = Pump(process, capture, cancel)
+            try:
+                if relay is not None:
+                    relay.start()
+                watch.begin(leaf)
+                leaf.started(process.pid)
+                if on_start is not None:
+                    on_start(leaf, process.pid)
+                outcome = pump.wait(spec.timeout_s, ticking=watch)
+            finally:
+                _end(leaf, process, pump)
         finally:
-            _end(leaf, process, pump)
-        run = _Run(tool_call, leaf, pump, capture, outcome)
+            if relay is not None:
+                relay.finish()
+        run = _Run(tool_call, leaf, pump, capture, outcome, watch, hint, hint_problem)
         _check(sandbox, run)
         return _result(sandbox, spec, run, unenforced)
+
+
+def _both(watch: OnOutput, on_output: OnOutput | None) -> OnOutput:
+    if on_output is None:
+        return watch
+    tell = on_output
+
+    def take(chunk: bytes) -> None:
+        watch(chunk)
+        tell(chunk)
+
+    return take
 
 
 class _Run(NamedTuple):
@@ -88,6 +120,9 @@ class _Run(NamedTuple):
     pump: Pump
     capture: Capture
     outcome: Outcome
+    watch: Watch
+    hint: Hint | None
+    hint_problem: str
 
 
 def _check(sandbox: Sandbox, run: _Run) -> None:
@@ -104,19 +139,44 @@ def _check(sandbox: Sandbox, run: _Run) -> None:
 def _result(sandbox: Sandbox, spec: ToolSpec, run: _Run, unenforced: tuple[str, ...]) -> ToolResult:
     timed_out = run.outcome is Outcome.TIMED_OUT
     oom_kills = run.leaf.oom_kills()
+    used = run.leaf.usage()
+    ending = _ending(run, oom_kills)
+    status = TIMED_OUT_STATUS if timed_out else run.pump.ended.exit_status
+    told = run.watch.last()
+    if ending is Ending.EXITED:
+        sandbox.counts.learn(spec, run.watch.counted())
+    seen = Seen(
+        ending=ending,
+        exit_status=status,
+        usage=used,
+        pressure=run.leaf.pressure() if sandbox.capabilities.pressure else None,
+        done_fraction=told.done_fraction if told else None,
+        progress_source=told.source if told else "",
+        hint=run.hint,
+        hint_problem=run.hint_problem,
+    )
     return ToolResult(
         program=sandbox.program,
         tool_call=run.tool_call,
-        exit_status=TIMED_OUT_STATUS if timed_out else run.pump.ended.exit_status,
+        exit_status=status,
         output=run.capture.result(),
         dropped_output_bytes=run.capture.dropped,
-        usage=run.leaf.usage(),
+        usage=used,
         timed_out=timed_out,
         oom_killed=oom_kills > 0,
         reason=_reason(spec, run.pump, timed_out, oom_kills),
         backend=sandbox.capabilities.backend,
+        feedback=feedback(spec, seen),
         unenforced=unenforced,
     )
+
+
+def _ending(run: _Run, oom_kills: int) -> Ending:
+    if run.outcome is Outcome.TIMED_OUT:
+        return Ending.TIME_LIMIT
+    if oom_kills:
+        return Ending.MEMORY_LIMIT
+    return Ending.KILLED if run.pump.ended.signal_number == signal.SIGKILL else Ending.EXITED
 
 
 async def run_tool(
@@ -124,6 +184,7 @@ async def run_tool(
     spec: ToolSpec,
     on_output: OnOutput | None = None,
     on_start: OnStart | None = None,
+    on_progress: OnProgress | None = None,
 ) -> ToolResult:
     """The same for asyncio: in a thread of its own, the callbacks in the event loop. Cancelling it
     kills and removes the leaf before the cancellation goes on."""
@@ -145,9 +206,11 @@ async def run_tool(
             None if callback is None else lambda *values: _post(loop.call_soon_threadsafe, callback, *values)
         )
 
+    callbacks = in_loop(on_output), in_loop(on_start), in_loop(on_progress)
+
     def work() -> None:
         try:
-            result = run_tool_sync(sandbox, spec, in_loop(on_output), in_loop(on_start), cancel)
+            result = run_tool_sync(sandbox, spec, *callbacks, cancel)
         except BaseException as error:  # it is raised again where it is awaited
             _post(loop.call_soon_threadsafe, settle, None, error)
         else:
@@ -193,14 +256,14 @@ def _resolve(spec: ToolSpec, environment: Mapping[str, str]) -> list[str]:
     return argv
 
 
-def _configure(leaf: Leaf, spec: ToolSpec, can: Capabilities) -> tuple[str, ...]:
+def _configure(leaf: Leaf, spec: ToolSpec, hint: Hint | None, can: Capabilities) -> tuple[str, ...]:
     """Set limits and weight; returns what was asked for in vain."""
     asked: list[tuple[str, object, Callable[[], None]]] = [
         ("memory limit", spec.limits.memory_bytes, lambda: leaf.limit_memory(spec.limits.memory_bytes)),
         ("CPU limit", spec.limits.cpu_cores, lambda: leaf.limit_cpu(spec.limits.cpu_cores)),
         ("limit of processes", spec.limits.pids, lambda: leaf.limit_pids(spec.limits.pids)),
     ]
-    weight = spec.hint.cpu_weight if spec.hint else None
+    weight = hint.cpu_weight if hint else None
     if weight is not None:
         asked.append(("CPU weight", weight, lambda: leaf.weigh_cpu(weight)))
     unenforced = []
@@ -215,20 +278,28 @@ def _configure(leaf: Leaf, spec: ToolSpec, can: Capabilities) -> tuple[str, ...]
 
 
 def _start(
-    argv: list[str], spec: ToolSpec, environment: dict[str, str], entries: list[str]
+    argv: list[str],
+    spec: ToolSpec,
+    environment: dict[str, str],
+    entries: list[str],
+    relay: Relay | None,
 ) -> subprocess.Popen[bytes]:
     if entries:
         # a shell drops variables whose names it cannot hold, so env(1) sets those behind it
         odd = [f"{name}={value}" for name, value in environment.items() if not _SHELL_NAME.fullmatch(name)]
         argv = ["/bin/sh", "-c", _ENTER, "agentsched", *entries, "--", *(["env", *odd] if odd else []), *argv]
+    stdout: int | None = None if spec.passthrough else subprocess.PIPE
+    stderr: int | None = None if spec.passthrough else subprocess.STDOUT
+    if relay is not None:
+        stdout, stderr = relay.targets
     try:
         return subprocess.Popen(
             argv,
             cwd=spec.cwd,
             env=environment,
             stdin=None if spec.passthrough else subprocess.DEVNULL,
-            stdout=None if spec.passthrough else subprocess.PIPE,
-            stderr=None if spec.passthrough else subprocess.STDOUT,
+            stdout=stdout,
+            stderr=stderr,
             start_new_session=True,
             bufsize=0,
         )

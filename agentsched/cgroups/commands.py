@@ -1,0 +1,103 @@
+"""Which programs a command runs, as far as its text tells: ``cd x && python -m pytest -q`` runs pytest.
+
+A reading of text, not a shell: quotes are honoured by words, substitutions and here-documents are not
+followed. Only for choosing how to look at a command, never for running one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+Words = tuple[str, ...]
+
+MOST_TEXT = 4096
+MOST_PROGRAMS = 8
+
+_WORD = re.compile(
+    r"""(?:[^\s'"\\;|&<>()]|\\.|'[^']*'|"(?:[^"\\]|\\.)*")+|&&|\|\||[;|&\n()]|[<>]+&?""", re.DOTALL
+)
+_ENDS = frozenset({"&&", "||", ";", "|", "&", "\n", "(", ")"})
+_QUOTES = re.compile(r"""'([^']*)'|"((?:[^"\\]|\\.)*)"|\\(.)""", re.DOTALL)
+_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
+_PYTHON = re.compile(r"(?:python|pypy)[\d.]*")
+_SETTING_UP = frozenset({"cd", "pushd", "export", "source", ".", "set", "unset", "exit", "ulimit", "umask"})
+_SHELLS = frozenset({"sh", "bash", "dash", "zsh"})
+_WRAPPERS = frozenset(
+    {"env", "time", "nice", "ionice", "nohup", "sudo", "exec", "command", "stdbuf", "timeout", "xvfb-run"}
+    | {"npx", "bunx", "setsid"}
+)
+_RUNNERS = {"poetry": "run", "uv": "run", "pipenv": "run", "hatch": "run", "pdm": "run", "pnpm": "exec"}
+
+
+def programs(argv: Sequence[str], command: str) -> list[Words]:
+    """The programs in order, each with its arguments; its own name comes without a folder. At most
+    ``MOST_PROGRAMS``; those that only set the shell up (``cd``, ``export``) are left out."""
+    found = [words for part in (_parts(command) if command else [tuple(argv)]) for words in _programs(part)]
+    return found[:MOST_PROGRAMS]
+
+
+def assignments(command: str) -> dict[str, str]:
+    """Variables that a shell command sets before its first program, as in ``A=1 pytest``."""
+    first = next(iter(_parts(command)), ())
+    found: dict[str, str] = {}
+    for word in first:
+        if not _ASSIGNMENT.match(word):
+            break
+        name, _, value = word.partition("=")
+        found[name] = value
+    return found
+
+
+def _parts(command: str) -> list[Words]:
+    text = command[:MOST_TEXT].partition("<<")[0]
+    parts: list[Words] = []
+    words: list[str] = []
+    redirected = False
+    for match in _WORD.finditer(text + "\n"):
+        word = match.group()
+        if word in _ENDS:
+            # of "a 2>&1 | b" only the bars and semicolons end a program
+            if words:
+                parts.append(tuple(words))
+            words, redirected = [], False
+        elif word[0] in "<>":
+            if words and words[-1].isdigit():
+                words.pop()
+            redirected = True
+        elif redirected:
+            redirected = False
+        else:
+            words.append(_QUOTES.sub(lambda quoted: next(filter(None, quoted.groups()), ""), word))
+    return parts
+
+
+def _programs(words: Words) -> list[Words]:
+    """The program that these words run, wrappers taken off; several for a shell with a script."""
+    rest = list(words)
+    while rest:
+        name = os.path.basename(rest[0])
+        if _ASSIGNMENT.match(rest[0]):
+            del rest[0]
+        elif name in _WRAPPERS:
+            rest = _unwrapped(rest)
+        elif len(rest) > 1 and _RUNNERS.get(name) == rest[1]:
+            rest = _unwrapped(rest[1:])
+        elif name in _SHELLS and len(rest) > 2 and rest[1].startswith("-") and rest[1].endswith("c"):
+            return [inner for part in _parts(rest[2]) for inner in _programs(part)]
+        elif _PYTHON.fullmatch(name) and "-m" in rest[1:3]:
+            rest = rest[rest.index("-m") + 1 :]
+        elif name in _SETTING_UP:
+            return []
+        else:
+            return [(name, *rest[1:])]
+    return []
+
+
+def _unwrapped(words: list[str]) -> list[str]:
+    """Without the wrapper, its options, and the one number that ``timeout 60`` or ``nice -n 5`` takes."""
+    rest = words[1:]
+    while rest and (rest[0].startswith("-") or re.fullmatch(r"[\d.]+[smhd]?", rest[0])):
+        del rest[0]
+    return rest
