@@ -91,7 +91,8 @@ def _programs(words: Words) -> list[Words]:
         elif name in _SETTING_UP:
             return []
         else:
-            return [(name, *rest[1:])]
+            name = name.partition("@")[0] or name  # npx takes a version with it: yarn@1
+            return [(name, *rest[1:])] if name else []
     return []
 
 

@@ -1,4 +1,4 @@
-"""pip and apt-get.
+"""pip, apt-get and dpkg.
 
 pip never says how much there is: its phases tell. Shares of phases are rough, measured on installs of
 a dozen wheels on one machine; how rough, the forecast learns. apt says how many packages it unpacks.
@@ -55,15 +55,16 @@ _DONE = re.compile(rb"(?:Unpacking|Setting up|Removing) \S+")
 
 
 class Apt(Reader):
-    """Packages fetched, unpacked and set up, of those that it planned."""
+    """Packages fetched, unpacked and set up, of those that it planned. ``packages``: so many are given to
+    dpkg as files."""
 
     name = "apt"
 
-    def __init__(self, expected: int = 0) -> None:
+    def __init__(self, expected: int = 0, *, packages: int = 0) -> None:
         super().__init__(expected)
-        self._steps = 0
-        self._got = 0
         self._packages = 0
+        self._steps = 2 * packages
+        self._got = 0
         self._done = 0
 
     def line(self, text: bytes) -> None:
@@ -80,5 +81,6 @@ class Apt(Reader):
             return None
         # what was in the cache already is not fetched, which shows when the first one is unpacked
         got = self._packages if self._done else min(self._packages, self._got)
-        self.source = f"{got} of {self._packages} packages fetched, {self._done} of {self._steps} steps done"
+        fetched = f"{got} of {self._packages} packages fetched, " if self._packages else ""
+        self.source = f"{fetched}{self._done} of {self._steps} packages unpacked or set up"
         return min(1.0, (got + self._done) / (self._packages + self._steps))

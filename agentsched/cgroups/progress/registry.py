@@ -69,6 +69,8 @@ def _known(name: str, words: Sequence[str], expected: Expected) -> list[Reader]:
             return [Pip()]
         case "apt" | "apt-get" if action:
             return [Apt()]
+        case "dpkg" if "-i" in words or "--install" in words:
+            return [Apt(packages=sum(word.endswith(".deb") for word in words))]
         case "cargo":
             tests = action in ("test", "t")
             return [Cargo(expected("cargo") if tests else 0, tests=tests)]

@@ -150,7 +150,7 @@ class Tracker:
         if found is None or found[1] <= 0:
             if found is not None and self._work_began is None:
                 self._zero_s = elapsed_s
-            return self._told if self._told or not self._stage else self._stage_began()
+            return self._stage_began() if self._stage else self._told
         self._chosen, fraction = found
         if len(self._stages) == 1:
             fraction = self._of_time(fraction, elapsed_s)
