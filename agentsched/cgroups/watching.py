@@ -76,6 +76,7 @@ class Watch:
         self._lock = threading.Lock()
         self._began_s = self._told_s = time.monotonic()
         self._told_fraction = 0.0
+        self._resting = False
         self.due_s = math.inf
         """When ``tick`` wants to be called next, monotonic seconds."""
 
@@ -88,18 +89,22 @@ class Watch:
         """The command runs."""
         self._leaf = leaf
         self._began_s = self._told_s = time.monotonic()
-        self.due_s = math.inf if self._tell is None else self._began_s + LEAST_S
+        self.due_s = self._began_s + LEAST_S
 
     def output(self, chunk: bytes) -> None:
-        """Some output of the tool."""
+        """Some output of the tool. A flood costs hardly more than these calls until the next tick."""
+        if self._resting:
+            return
         with self._lock:
             self._tracker.feed(chunk, time.monotonic() - self._began_s)
+            self._resting = self._tracker.full
 
     def tick(self) -> None:
         """Look, and tell if there is something to tell."""
         now = time.monotonic()
         self.due_s = now + LEAST_S
         with self._lock:
+            self._resting = False
             told = self._tracker.told(now - self._began_s)
         if self._worth_telling(told, now - self._told_s):
             self._say(told, now)

@@ -145,4 +145,4 @@ def test_a_real_cpu_limit_is_seen_as_throttling(sandbox: Sandbox) -> None:
     limits = Limits(cpu_cores=0.1)
     result = sandbox.run(ToolSpec(argv=(sys.executable, "-S", "-c", code), limits=limits))
     assert result.usage.throttled_s > 0.5
-    assert "its CPU limit of 0.1 cores held it back" in result.feedback.note
+    assert "Its CPU limit of 0.1 cores held it back" in result.feedback.note

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentsched.cgroups.commands import Words, programs
-from agentsched.cgroups.progress import Reader, SoFar, Told, Tracker, register
+from agentsched.cgroups.progress import Reader, Told, Tracker, register
 from agentsched.cgroups.progress import registry as registry_module
 
 OUTPUTS = Path(__file__).parent / "outputs"
@@ -211,6 +211,12 @@ def test_time_before_the_work_began_does_not_come_again() -> None:
     told = tracker.told(8.0)
     assert told is not None
     assert told.done_fraction == pytest.approx(8.0 / 10.0)
+    young = Tracker(programs((), "pytest"))
+    young.feed(b"collected 100 items\n", 6.0)
+    young.feed(b"\ntest_a.py .", 6.01)
+    told = young.told(6.01)
+    assert told is not None
+    assert told.done_fraction == pytest.approx(0.5, abs=0.02)
 
 
 def test_escape_sequences_and_carriage_returns_are_no_text() -> None:
@@ -270,14 +276,14 @@ class Broken(Reader):
     def line(self, text: bytes) -> None:
         raise RuntimeError("no")
 
-    def fraction(self, unfinished: bytes, so_far: SoFar) -> float | None:
+    def fraction(self, unfinished: bytes, elapsed_s: float) -> float | None:
         return 2.0
 
 
 class Halfway(Reader):
-    def fraction(self, unfinished: bytes, so_far: SoFar) -> float | None:
+    def fraction(self, unfinished: bytes, elapsed_s: float) -> float | None:
         self.source = "lines"
-        return 0.5 if so_far.output_bytes else None
+        return 0.5 if elapsed_s > 0 else None
 
 
 def test_others_can_add_readers_and_their_faults_stay_theirs(

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from agentsched.core.foresight import told_ends_s
 from agentsched.sdk.reporting import Reporter
 from agentsched.sdk.tool_runs import ToolRun
 from tests.daemon.serving import served, until
+from tests.sdk.recording import Recording
 
 SUITE = """
 import time, pytest
@@ -121,31 +123,37 @@ async def test_agentsched_run_looks_at_output_on_its_way(backend: str, suite: Pa
     assert record["used"]["wall_s"] > 2
 
 
-def relayed(script: str, **streams: object) -> subprocess.CompletedProcess[bytes]:
-    words = [*RUN, "--daemon", "http://127.0.0.1:9", "--", "sh", "-c", script]
+@pytest.fixture
+def daemon() -> Iterator[str]:
+    with Recording() as recording:
+        yield recording.url
+
+
+def relayed(daemon: str, script: str, **streams: object) -> subprocess.CompletedProcess[bytes]:
+    words = [*RUN, "--daemon", daemon, "--", "sh", "-c", script]
     return subprocess.run(words, timeout=60, **streams)  # type: ignore[call-overload, no-any-return]
 
 
-def test_relayed_output_arrives_whole_and_in_order(tmp_path: Path) -> None:
+def test_relayed_output_arrives_whole_and_in_order(daemon: str, tmp_path: Path) -> None:
     script = "for n in 1 2 3 4 5 6 7 8 9; do echo out $n; echo err $n >&2; done; seq 200000; exit 3"
     together = tmp_path / "together"
     with together.open("wb") as file:
-        assert relayed(script, stdout=file, stderr=subprocess.STDOUT).returncode == 3
+        assert relayed(daemon, script, stdout=file, stderr=subprocess.STDOUT).returncode == 3
     lines = together.read_text().splitlines()
     assert lines[:18] == [f"{name} {n}" for n in range(1, 10) for name in ("out", "err")]
     assert lines[18 : 18 + 200_000] == [str(n) for n in range(1, 200_001)]
-    apart = relayed(script, capture_output=True)
+    apart = relayed(daemon, script, capture_output=True)
     assert apart.stdout.splitlines()[:2] == [b"out 1", b"out 2"]
     assert b"err 9" in apart.stderr
 
 
-def test_a_reader_that_goes_away_ends_the_command_as_a_pipe_would(tmp_path: Path) -> None:
-    words = " ".join(f"'{word}'" for word in [*RUN, "--daemon", "http://127.0.0.1:9", "yes"])
+def test_a_reader_that_goes_away_ends_the_command_as_a_pipe_would(daemon: str) -> None:
+    words = " ".join(f"'{word}'" for word in [*RUN, "--daemon", daemon, "yes"])
     command = f"{words} 2>/dev/null | head -n 1"
     done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, timeout=30)
     assert done.stdout == b"y\n"
 
 
-def test_a_leftover_that_holds_the_output_open_delays_nothing() -> None:
-    done = relayed("setsid sleep 300 & echo done", capture_output=True)
+def test_a_leftover_that_holds_the_output_open_delays_nothing(daemon: str) -> None:
+    done = relayed(daemon, "setsid sleep 300 & echo done", capture_output=True)
     assert done.stdout == b"done\n"

@@ -7,8 +7,8 @@
 ``reading`` says what a reader is, ``registry`` which one reads what, and how to add one.
 """
 
-from agentsched.cgroups.progress.reading import Reader, SoFar
+from agentsched.cgroups.progress.reading import Reader
 from agentsched.cgroups.progress.registry import register
 from agentsched.cgroups.progress.tracker import Told, Tracker
 
-__all__ = ["Tracker", "Told", "Reader", "SoFar", "register"]
+__all__ = ["Tracker", "Told", "Reader", "register"]

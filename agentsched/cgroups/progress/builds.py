@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from agentsched.cgroups.progress.reading import Reader, SoFar
+from agentsched.cgroups.progress.reading import Reader
 
 _STEP = re.compile(rb"\[ *(?:(\d+)/(\d+)|(\d+)%)\] \S")
 
@@ -24,7 +24,7 @@ class Build(Reader):
     def line(self, text: bytes) -> None:
         self._share = _share(text, self._share)
 
-    def fraction(self, unfinished: bytes, so_far: SoFar) -> float | None:
+    def fraction(self, unfinished: bytes, elapsed_s: float) -> float | None:
         share = _share(unfinished, self._share)
         self.source = "the build's numbered steps"
         return share

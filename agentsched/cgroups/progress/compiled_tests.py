@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from agentsched.cgroups.progress.reading import Reader, SoFar
+from agentsched.cgroups.progress.reading import Reader
 
 _BAR = re.compile(rb"\s*Building \[[=> ]*\] (\d+)/(\d+)")
 _FINISHED = re.compile(rb"\s+Finished ")
@@ -51,7 +51,7 @@ class Cargo(Reader):
         elif _DOC_TESTS.match(text):
             self._last = True
 
-    def fraction(self, unfinished: bytes, so_far: SoFar) -> float | None:
+    def fraction(self, unfinished: bytes, elapsed_s: float) -> float | None:
         if self.over:
             return 1.0
         share = BUILD_SHARE if self._built is not None and self._tests else 0.0
@@ -83,7 +83,7 @@ class GoTest(Reader):
         if _GO_TEST.match(text) or _GO_PACKAGE.match(text):
             self.counted += 1
 
-    def fraction(self, unfinished: bytes, so_far: SoFar) -> float | None:
+    def fraction(self, unfinished: bytes, elapsed_s: float) -> float | None:
         if not self.expected:
             return None
         self.source = f"{self.counted} of {self.expected} results, the number of the last run"

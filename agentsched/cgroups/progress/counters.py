@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from agentsched.cgroups.progress.reading import Reader, SoFar
+from agentsched.cgroups.progress.reading import Reader
 
 _COUNT = re.compile(
     rb"(?<![\d.])(\d{1,3})(?:\.(\d{1,3}))?\s?%|(?<![\d./])(\d{1,9})\s?(?:/|of)\s?(\d{1,9})(?![\d./])"
@@ -49,7 +49,7 @@ class Counters(Reader):
                 del self._shapes[next(iter(self._shapes))]
             self._shapes[shape] = _next(self._shapes.get(shape), share, total)
 
-    def fraction(self, unfinished: bytes, so_far: SoFar) -> float | None:
+    def fraction(self, unfinished: bytes, elapsed_s: float) -> float | None:
         shapes = self._shapes
         if found := _look(unfinished):
             shape, share, total = found
@@ -97,7 +97,7 @@ class Curl(Reader):
     def line(self, text: bytes) -> None:
         self._share = self._read(text, self._share)
 
-    def fraction(self, unfinished: bytes, so_far: SoFar) -> float | None:
+    def fraction(self, unfinished: bytes, elapsed_s: float) -> float | None:
         self.source = "curl's meter"
         return self._read(unfinished, self._share)
 
@@ -123,7 +123,7 @@ class Phases(Reader):
     def line(self, text: bytes) -> None:
         self._share = self._read(text, self._share)
 
-    def fraction(self, unfinished: bytes, so_far: SoFar) -> float | None:
+    def fraction(self, unfinished: bytes, elapsed_s: float) -> float | None:
         self.source = "the phases that it names"
         return self._read(unfinished, self._share)
 

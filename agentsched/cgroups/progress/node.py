@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from agentsched.cgroups.progress.reading import Reader, SoFar
+from agentsched.cgroups.progress.reading import Reader
 
 _STEP = re.compile(rb"\[(\d+)/(\d+)\] \S")
 _PNPM = re.compile(rb"Progress: resolved (\d+), reused \d+, downloaded \d+, added (\d+)(, done)?")
@@ -28,7 +28,7 @@ class Install(Reader):
     def line(self, text: bytes) -> None:
         self._share = self._read(text, self._share)
 
-    def fraction(self, unfinished: bytes, so_far: SoFar) -> float | None:
+    def fraction(self, unfinished: bytes, elapsed_s: float) -> float | None:
         share = self._read(unfinished, self._share)
         self.source = "the installer's steps"
         return share
@@ -70,7 +70,7 @@ class NodeTests(Reader):
         elif _POINT.match(text) or _MARK.match(text):
             self._done += 1
 
-    def fraction(self, unfinished: bytes, so_far: SoFar) -> float | None:
+    def fraction(self, unfinished: bytes, elapsed_s: float) -> float | None:
         total = self._total or self.expected
         if self.over and (total or self._done):
             self.source = "the runner's summary"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from agentsched.cgroups.progress.reading import Reader, SoFar
+from agentsched.cgroups.progress.reading import Reader
 
 _WHEELS = re.compile(rb"Building wheels for collected packages: (.+)")
 _WHEEL = re.compile(rb"\s*Building wheel for \S+ \(.*\): finished")
@@ -43,7 +43,7 @@ class Pip(Reader):
             self._share = COLLECTED + (RESOLVED - COLLECTED) * self._built / self._wheels
             self.source = f"{self._built} of {self._wheels} wheels built"
 
-    def fraction(self, unfinished: bytes, so_far: SoFar) -> float | None:
+    def fraction(self, unfinished: bytes, elapsed_s: float) -> float | None:
         return self._share
 
 
@@ -76,7 +76,7 @@ class Apt(Reader):
         elif _DONE.match(text):
             self._done += 1
 
-    def fraction(self, unfinished: bytes, so_far: SoFar) -> float | None:
+    def fraction(self, unfinished: bytes, elapsed_s: float) -> float | None:
         if not self._steps:
             return None
         # what was in the cache already is not fetched, which shows when the first one is unpacked

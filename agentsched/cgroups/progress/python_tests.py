@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import ClassVar
 
-from agentsched.cgroups.progress.reading import Reader, SoFar
+from agentsched.cgroups.progress.reading import Reader
 
 _COLLECTED = re.compile(
     rb"collected (\d+) items?(?: / \d+ errors?)?(?: / \d+ deselected)?(?: / (\d+) selected)?"
@@ -82,7 +82,7 @@ class Pytest(Reader):
             return len(match[1])
         return 1 if _VERBOSE.search(text) else 0
 
-    def fraction(self, unfinished: bytes, so_far: SoFar) -> float | None:
+    def fraction(self, unfinished: bytes, elapsed_s: float) -> float | None:
         if self.over or self._reported:
             self.source = "pytest's end"
             return 1.0 if self._sure or self._total else None
@@ -124,7 +124,7 @@ class Unittest(Reader):
     def piece(self, text: bytes) -> None:
         self._done += _unit_results(text)
 
-    def fraction(self, unfinished: bytes, so_far: SoFar) -> float | None:
+    def fraction(self, unfinished: bytes, elapsed_s: float) -> float | None:
         if self.over:
             self.source = "unittest's end"
             return 1.0

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 LONGEST_LINE = 4096
 """Bytes; a longer line reaches readers in pieces of this length."""
 
 _ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])|[\x00\x07\x08]")
-
-
-class SoFar(NamedTuple):
-    """What is known of a running tool beside its text."""
-
-    elapsed_s: float = 0.0
-    cpu_s: float = 0.0
-    output_bytes: int = 0
 
 
 class Reader:
@@ -48,7 +40,7 @@ class Reader:
     def piece(self, text: bytes) -> None:
         """``LONGEST_LINE`` bytes of a line that goes on; its last part comes as another line."""
 
-    def fraction(self, unfinished: bytes, so_far: SoFar) -> float | None:
+    def fraction(self, unfinished: bytes, elapsed_s: float) -> float | None:
         """The share done, 0 to 1, or None without evidence. ``unfinished``: the line that is being
         written. Must not change what is known: it is asked at any time, or never."""
         return None

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from agentsched.cgroups.commands import Words
-from agentsched.cgroups.progress.reading import Lines, Reader, SoFar, plain
+from agentsched.cgroups.progress.reading import Lines, Reader, plain
 from agentsched.cgroups.progress.registry import readers_for, unknown
 
 FREE_BYTES = 256 << 10
@@ -64,7 +64,6 @@ class Tracker:
         self._skipping = False
         self._zero_s: float | None = None
         self._work_began: float | None = None
-        self.output_bytes = 0
 
     @property
     def environment(self) -> dict[str, str]:
@@ -72,9 +71,13 @@ class Tracker:
         readers = [reader for stage in self._stages for reader in stage] if self._known_command else []
         return {name: value for reader in readers for name, value in reader.environment.items()}
 
+    @property
+    def full(self) -> bool:
+        """No output is read for now: the budget is used up."""
+        return self._skipping
+
     def feed(self, chunk: bytes, elapsed_s: float) -> None:
         """Output that came ``elapsed_s`` seconds after the start."""
-        self.output_bytes += len(chunk)
         left = FREE_BYTES + int(BYTES_PER_S * elapsed_s) - self._spent
         if self._skipping:
             if left < WINDOW_BYTES:
@@ -100,7 +103,7 @@ class Tracker:
 
     def _look_for_begin(self, elapsed_s: float) -> None:
         """Work begins when the last was said before the first unit was done."""
-        found = self._ask(self._stages[0], plain(self._lines.unfinished), SoFar(elapsed_s))
+        found = self._ask(self._stages[0], plain(self._lines.unfinished), elapsed_s)
         if found is not None and found[1] <= 0:
             self._zero_s = elapsed_s
         elif found is not None:
@@ -140,13 +143,12 @@ class Tracker:
         if self._chosen is reader:
             self._chosen = None
 
-    def told(self, elapsed_s: float, cpu_s: float = 0.0) -> Told | None:
+    def told(self, elapsed_s: float) -> Told | None:
         """The share done by now; None while there is no evidence."""
-        so_far = SoFar(elapsed_s, cpu_s, self.output_bytes)
         unfinished = plain(self._lines.unfinished)
-        if (after := self._next()) is not None and self._ask(after, unfinished, so_far) is not None:
+        if (after := self._next()) is not None and self._ask(after, unfinished, elapsed_s) is not None:
             self._stage, self._chosen = self._stage + 1, None
-        found = self._ask(self._stages[self._stage], unfinished, so_far)
+        found = self._ask(self._stages[self._stage], unfinished, elapsed_s)
         if found is None or found[1] <= 0:
             if found is not None and self._work_began is None:
                 self._zero_s = elapsed_s
@@ -159,13 +161,14 @@ class Tracker:
     def _of_time(self, fraction: float, elapsed_s: float) -> float:
         """The share of the time, where the work was seen to begin: the rest of it goes on as it went since
         then, and what came before (imports, collection) does not come again. While the work is young
-        beside what came before, its pace is not trusted: the first tests are often the quickest."""
+        beside what came before, its pace says little, and the rest is taken to last as long as all did."""
         began_s = self._work_began
-        if began_s is None or began_s < 0 or elapsed_s <= began_s:
+        if began_s is None or began_s <= 0 or elapsed_s <= began_s:
             return fraction
         worked_s = elapsed_s - began_s
-        paced_s = elapsed_s - began_s * min(1.0, worked_s / (PACE_KNOWN * elapsed_s))
-        return elapsed_s / (elapsed_s + paced_s * (1 - fraction) / fraction)
+        known = min(1.0, worked_s / (PACE_KNOWN * elapsed_s))
+        rest_s = known * worked_s * (1 - fraction) / fraction + (1 - known) * elapsed_s
+        return elapsed_s / (elapsed_s + rest_s) if fraction < 1 else 1.0
 
     def _stage_began(self) -> Told:
         return self._raise_to(self._stage / len(self._stages), "earlier programs of the command ended")
@@ -176,12 +179,12 @@ class Tracker:
         return self._told
 
     def _ask(
-        self, readers: Sequence[Reader], unfinished: bytes, so_far: SoFar
+        self, readers: Sequence[Reader], unfinished: bytes, elapsed_s: float
     ) -> tuple[Reader, float] | None:
         ordered = [self._chosen] if self._chosen is not None and self._chosen in readers else list(readers)
         for reader in ordered:
             try:
-                fraction = reader.fraction(unfinished, so_far)
+                fraction = reader.fraction(unfinished, elapsed_s)
             except Exception:
                 self._dismiss(reader)
                 continue
