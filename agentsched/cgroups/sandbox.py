@@ -11,14 +11,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from agentsched.cgroups import detect, names
 from agentsched.cgroups.contract import Capabilities, Leaf, SandboxError, SpecRefused, ToolResult, ToolSpec
+from agentsched.cgroups.counts import Counts
 from agentsched.cgroups.guard import Guard
 from agentsched.cgroups.none import PlainBackend
 from agentsched.cgroups.spawn import OnOutput, OnStart, run_tool, run_tool_sync
-from agentsched.cgroups.watching import Counts, OnProgress
+
+if TYPE_CHECKING:
+    from agentsched.cgroups.watching import OnProgress
 
 _log = logging.getLogger(__name__)
 

@@ -35,10 +35,12 @@ from agentsched.cgroups.feedback import Seen, feedback
 from agentsched.cgroups.hints import Hint, hint_of
 from agentsched.cgroups.pump import Cancel, Capture, Outcome, Pump
 from agentsched.cgroups.relay import Relay
-from agentsched.cgroups.watching import OnProgress, Watch
 
 if TYPE_CHECKING:
+    import asyncio
+
     from agentsched.cgroups.sandbox import Sandbox
+    from agentsched.cgroups.watching import OnProgress, Watch
 
 OnOutput = Callable[[bytes], None]
 OnStart = Callable[[Leaf, int], None]
@@ -71,21 +73,22 @@ def run_tool_sync(
     environment = dict(os.environ if spec.env is None else spec.env)
     hint, hint_problem = hint_of(spec, environment)
     argv = _resolve(spec, environment)
-    watch = Watch(spec, sandbox.counts.of(spec), on_progress)
+    watch = _watch(sandbox, spec, on_progress)
     with sandbox.leaf(spec.tool_call) as (tool_call, leaf):
         unenforced = _configure(leaf, spec, hint, sandbox.capabilities)
-        relay = Relay(watch.output) if spec.passthrough and on_progress is not None else None
-        if relay is not None or not spec.passthrough:
+        relay = Relay(watch.output) if spec.passthrough and watch is not None else None
+        if watch is not None:
             environment = watch.environment | environment
         environment.update(leaf.marks())
-        capture = Capture(spec.max_output_bytes, _both(watch.output, on_output))
+        capture = Capture(spec.max_output_bytes, _both(watch, on_output))
         try:
             process = _start(argv, spec, environment, leaf.entries(), relay)
             pump = Pump(process, capture, cancel)
             try:
                 if relay is not None:
                     relay.start()
-                watch.begin(leaf)
+                if watch is not None:
+                    watch.begin(leaf)
                 leaf.started(process.pid)
                 if on_start is not None:
                     on_start(leaf, process.pid)
@@ -100,13 +103,22 @@ def run_tool_sync(
         return _result(sandbox, spec, run, unenforced)
 
 
-def _both(watch: OnOutput, on_output: OnOutput | None) -> OnOutput:
-    if on_output is None:
-        return watch
-    tell = on_output
+def _watch(sandbox: Sandbox, spec: ToolSpec, on_progress: OnProgress | None) -> Watch | None:
+    """Nobody looks at output that is only passed through; what looking needs is imported here."""
+    if spec.passthrough and on_progress is None:
+        return None
+    from agentsched.cgroups.watching import Watch
+
+    return Watch(spec, sandbox.counts.of(spec), on_progress)
+
+
+def _both(watch: Watch | None, on_output: OnOutput | None) -> OnOutput | None:
+    if on_output is None or watch is None:
+        return on_output if watch is None else watch.output
+    tell, look = on_output, watch.output
 
     def take(chunk: bytes) -> None:
-        watch(chunk)
+        look(chunk)
         tell(chunk)
 
     return take
@@ -120,7 +132,7 @@ class _Run(NamedTuple):
     pump: Pump
     capture: Capture
     outcome: Outcome
-    watch: Watch
+    watch: Watch | None
     hint: Hint | None
     hint_problem: str
 
@@ -142,8 +154,8 @@ def _result(sandbox: Sandbox, spec: ToolSpec, run: _Run, unenforced: tuple[str, 
     used = run.leaf.usage()
     ending = _ending(run, oom_kills)
     status = TIMED_OUT_STATUS if timed_out else run.pump.ended.exit_status
-    told = run.watch.last()
-    if ending is Ending.EXITED:
+    told = run.watch.last() if run.watch is not None else None
+    if ending is Ending.EXITED and run.watch is not None:
         sandbox.counts.learn(spec, run.watch.counted())
     seen = Seen(
         ending=ending,
@@ -201,12 +213,7 @@ async def run_tool(
         elif error is not None:
             done.set_exception(error)
 
-    def in_loop(callback: Callable[..., None] | None) -> Callable[..., None] | None:
-        return (
-            None if callback is None else lambda *values: _post(loop.call_soon_threadsafe, callback, *values)
-        )
-
-    callbacks = in_loop(on_output), in_loop(on_start), in_loop(on_progress)
+    callbacks = [_in_loop(loop, callback) for callback in (on_output, on_start, on_progress)]
 
     def work() -> None:
         try:
@@ -230,6 +237,12 @@ async def run_tool(
                 continue  # cancelled once more: the leaf must be gone first all the same
         done.exception()
         raise
+
+
+def _in_loop(
+    loop: asyncio.AbstractEventLoop, callback: Callable[..., None] | None
+) -> Callable[..., None] | None:
+    return None if callback is None else lambda *values: _post(loop.call_soon_threadsafe, callback, *values)
 
 
 def _post(call_soon: Callable[..., object], callback: Callable[..., None], *values: object) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from importlib.metadata import entry_points
 
 from agentsched.cgroups.commands import Words
 from agentsched.cgroups.progress.builds import Build
@@ -107,6 +106,8 @@ def _of_others(name: str) -> list[Reader]:
 def _plugins() -> list[Choice]:
     global _plugged
     if _plugged is None:
+        from importlib.metadata import entry_points  # not before it is needed: it takes 15 ms
+
         _plugged = []
         for entry in entry_points(group=GROUP):
             try:
