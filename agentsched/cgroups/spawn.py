@@ -213,7 +213,7 @@ async def run_tool(
         elif error is not None:
             done.set_exception(error)
 
-    callbacks = [_in_loop(loop, callback) for callback in (on_output, on_start, on_progress)]
+    callbacks = _in_loop(loop, on_output), _in_loop(loop, on_start), _in_loop(loop, on_progress)
 
     def work() -> None:
         try:
