@@ -38,16 +38,29 @@ def programs(argv: Sequence[str], command: str) -> list[Words]:
     return found[:MOST_PROGRAMS]
 
 
-def assignments(command: str) -> dict[str, str]:
-    """Variables that a shell command sets before its first program, as in ``A=1 pytest``."""
-    first = next(iter(_parts(command)), ())
+def assignments(argv: Sequence[str], command: str) -> dict[str, str]:
+    """Variables that a shell command sets for its programs, as in ``cd x && A=1 pytest``; of a name the
+    first."""
+    if not command and argv and _is_script(argv):
+        command = argv[2]
     found: dict[str, str] = {}
-    for word in first:
-        if not _ASSIGNMENT.match(word):
-            break
-        name, _, value = word.partition("=")
-        found[name] = value
+    for part in _parts(command):
+        for word in part:
+            if not _ASSIGNMENT.match(word):
+                break
+            name, _, value = word.partition("=")
+            found.setdefault(name, value)
     return found
+
+
+def _is_script(words: Sequence[str]) -> bool:
+    """A shell with a script on its command line."""
+    return (
+        os.path.basename(words[0]) in _SHELLS
+        and len(words) > 2
+        and words[1].startswith("-")
+        and words[1].endswith("c")
+    )
 
 
 def _parts(command: str) -> list[Words]:
@@ -84,7 +97,7 @@ def _programs(words: Words) -> list[Words]:
             rest = _unwrapped(rest)
         elif len(rest) > 1 and _RUNNERS.get(name) == rest[1]:
             rest = _unwrapped(rest[1:])
-        elif name in _SHELLS and len(rest) > 2 and rest[1].startswith("-") and rest[1].endswith("c"):
+        elif _is_script(rest):
             return [inner for part in _parts(rest[2]) for inner in _programs(part)]
         elif _PYTHON.fullmatch(name) and "-m" in rest[1:3]:
             rest = rest[rest.index("-m") + 1 :]

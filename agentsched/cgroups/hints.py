@@ -99,7 +99,7 @@ def hint_of(spec: ToolSpec, environment: Mapping[str, str]) -> tuple[Hint | None
     """The hint that counts for a call, and what is wrong with one that the agent gave."""
     if spec.hint is not None:
         return spec.hint, ""
-    text = assignments(spec.command).get(VARIABLE) or environment.get(VARIABLE, "")
+    text = assignments(spec.argv, spec.command).get(VARIABLE) or environment.get(VARIABLE, "")
     return _forgiving(text)
 
 

@@ -53,9 +53,11 @@ def test_the_class_of_a_command(command: str, name: str) -> None:
     assert ToolSpec(command=command).command_class == name
 
 
-def test_assignments_before_the_first_program() -> None:
-    assert assignments("A=1 B='x y' cmd C=3") == {"A": "1", "B": "x y"}
-    assert assignments("cmd A=1") == {}
+def test_assignments_before_a_program() -> None:
+    assert assignments((), "A=1 B='x y' cmd C=3") == {"A": "1", "B": "x y"}
+    assert assignments((), "cd x && A=1 cmd; A=2 cmd") == {"A": "1"}
+    assert assignments(("bash", "-lc", "A=1 cmd"), "") == {"A": "1"}
+    assert assignments((), "cmd A=1") == {}
 
 
 @given(st.text(max_size=300), st.lists(st.text(max_size=20), max_size=5))
@@ -63,4 +65,5 @@ def test_any_text_is_read(command: str, argv: list[str]) -> None:
     for found in (programs((), command), programs(argv, "")):
         assert len(found) <= MOST_PROGRAMS
         assert all(words and words[0] for words in found)
-    assignments(command)
+    assignments(argv, command)
+    assignments(argv, "")
