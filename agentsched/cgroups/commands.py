@@ -41,7 +41,7 @@ def programs(argv: Sequence[str], command: str) -> list[Words]:
 def assignments(argv: Sequence[str], command: str) -> dict[str, str]:
     """Variables that a shell command sets for its programs, as in ``cd x && A=1 pytest``; of a name the
     first."""
-    if not command and argv and _is_script(argv):
+    if not command and argv and is_script(argv):
         command = argv[2]
     found: dict[str, str] = {}
     for part in _parts(command):
@@ -53,7 +53,7 @@ def assignments(argv: Sequence[str], command: str) -> dict[str, str]:
     return found
 
 
-def _is_script(words: Sequence[str]) -> bool:
+def is_script(words: Sequence[str]) -> bool:
     """A shell with a script on its command line."""
     return (
         os.path.basename(words[0]) in _SHELLS
@@ -61,6 +61,22 @@ def _is_script(words: Sequence[str]) -> bool:
         and words[1].startswith("-")
         and words[1].endswith("c")
     )
+
+
+def pipes(command: str) -> list[tuple[int, Words, str]]:
+    """The pipes of a command: where in its text, the program before each, and the name after it."""
+    tokens = list(_WORD.finditer(command[:MOST_TEXT]))
+    found: list[tuple[int, Words, str]] = []
+    begin = 0
+    for index, match in enumerate(tokens):
+        if match.group() not in _ENDS:
+            continue
+        if match.group() == "|" and index + 1 < len(tokens):
+            text = command[tokens[begin].start() : match.start()] if begin < index else ""
+            ran = programs((), text)
+            found.append((match.start(), ran[-1] if ran else (), os.path.basename(tokens[index + 1].group())))
+        begin = index + 1
+    return found
 
 
 def _parts(command: str) -> list[Words]:
@@ -97,7 +113,7 @@ def _programs(words: Words) -> list[Words]:
             rest = _unwrapped(rest)
         elif len(rest) > 1 and _RUNNERS.get(name) == rest[1]:
             rest = _unwrapped(rest[1:])
-        elif _is_script(rest):
+        elif is_script(rest):
             return [inner for part in _parts(rest[2]) for inner in _programs(part)]
         elif _PYTHON.fullmatch(name) and "-m" in rest[1:3]:
             rest = rest[rest.index("-m") + 1 :]

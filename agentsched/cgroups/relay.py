@@ -1,7 +1,8 @@
-"""Passes a command's output on to this process's own stdout and stderr, and looks at it meanwhile.
+"""Pipes of the sandbox's own through which a command's output is looked at.
 
-Only for outputs that are no terminals: a command that has a terminal keeps it, since it would print
-otherwise without. Where both go to one place they share one pipe, so that their order stays.
+``Relay``: passes it on to this process's own stdout and stderr. Only for outputs that are no terminals: a
+command that has a terminal keeps it, since it would print otherwise without. Where both go to one place
+they share one pipe, so that their order stays. ``Tap``: takes a copy of what a command writes there.
 """
 
 from __future__ import annotations
@@ -17,28 +18,17 @@ _PIPE_CHUNKS = 32
 """Once the command has ended no more is passed on than a pipe holds, if a stray process goes on writing."""
 
 
-class Relay:
-    """``targets``: what the command's stdout and stderr are to be; None: this process's own. ``start``
-    comes next, unless that failed before, and ``finish`` last."""
+class Pipes:
+    """Pipes that are read by a thread each. ``start`` comes next, unless that failed before, and ``finish``
+    last."""
 
-    def __init__(self, on_output: Callable[[bytes], None]) -> None:
+    def __init__(self, on_output: Callable[[bytes], None] | None) -> None:
         self._on_output = on_output
         self._stop, self._stopper = os.pipe()
         self._threads: list[threading.Thread] = []
         self._writers: list[int] = []
-        self.targets = self._open()
 
-    def _open(self) -> tuple[int | None, int | None]:
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
-        out, err = _fit(1), _fit(2)
-        first = self._pipe(1) if out else None
-        if not err:
-            return first, None
-        return first, first if out and os.path.sameopenfile(1, 2) else self._pipe(2)
-
-    def _pipe(self, target: int) -> int:
+    def _pipe(self, target: int | None) -> int:
         reader, writer = os.pipe()
         os.set_blocking(reader, False)
         self._writers.append(writer)
@@ -66,7 +56,7 @@ class Relay:
             os.close(writer)
         self._writers.clear()
 
-    def _pass_on(self, reader: int, target: int) -> None:
+    def _pass_on(self, reader: int, target: int | None) -> None:
         poller = select.poll()
         poller.register(reader, select.POLLIN)
         poller.register(self._stop, select.POLLIN)
@@ -83,12 +73,37 @@ class Relay:
                     continue
                 if not chunk:
                     return
-                self._on_output(chunk)
-                _write(target, chunk)
+                if self._on_output is not None:
+                    self._on_output(chunk)
+                if target is not None:
+                    _write(target, chunk)
         except OSError:
             return  # nobody reads any more: the command learns it from its own pipe, which ends with this
         finally:
             os.close(reader)
+
+
+class Relay(Pipes):
+    """``targets``: what the command's stdout and stderr are to be; None: this process's own."""
+
+    def __init__(self, on_output: Callable[[bytes], None] | None) -> None:
+        super().__init__(on_output)
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        first = self._pipe(1) if _fit(1) else None
+        second = None
+        if _fit(2):
+            second = first if first is not None and os.path.sameopenfile(1, 2) else self._pipe(2)
+        self.targets = first, second
+
+
+class Tap(Pipes):
+    """``fd``: where the command may write what is to be looked at; it must be passed on to it."""
+
+    def __init__(self, on_output: Callable[[bytes], None]) -> None:
+        super().__init__(on_output)
+        self.fd = self._pipe(None)
 
 
 def _fit(fd: int) -> bool:

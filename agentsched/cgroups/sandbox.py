@@ -18,7 +18,8 @@ from agentsched.cgroups.contract import Capabilities, Leaf, SandboxError, SpecRe
 from agentsched.cgroups.counts import Counts
 from agentsched.cgroups.guard import Guard
 from agentsched.cgroups.none import PlainBackend
-from agentsched.cgroups.spawn import OnOutput, OnStart, run_tool, run_tool_sync
+from agentsched.cgroups.outputs import OnOutput
+from agentsched.cgroups.spawn import OnStart, run_tool, run_tool_sync
 
 if TYPE_CHECKING:
     from agentsched.cgroups.watching import OnProgress

@@ -33,8 +33,8 @@ from agentsched.cgroups.contract import (
 )
 from agentsched.cgroups.feedback import Seen, feedback
 from agentsched.cgroups.hints import Hint, hint_of
+from agentsched.cgroups.outputs import OnOutput, Outputs
 from agentsched.cgroups.pump import Cancel, Capture, Outcome, Pump
-from agentsched.cgroups.relay import Relay
 
 if TYPE_CHECKING:
     import asyncio
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from agentsched.cgroups.sandbox import Sandbox
     from agentsched.cgroups.watching import OnProgress, Watch
 
-OnOutput = Callable[[bytes], None]
 OnStart = Callable[[Leaf, int], None]
 
 TIMED_OUT_STATUS = 124
@@ -76,17 +75,15 @@ def run_tool_sync(
     watch = _watch(sandbox, spec, on_progress)
     with sandbox.leaf(spec.tool_call) as (tool_call, leaf):
         unenforced = _configure(leaf, spec, hint, sandbox.capabilities)
-        relay = Relay(watch.output) if spec.passthrough and watch is not None else None
         if watch is not None:
             environment = watch.environment | environment
         environment.update(leaf.marks())
-        capture = Capture(spec.max_output_bytes, _both(watch, on_output))
+        outputs = Outputs(spec, argv, watch, on_output)
         try:
-            process = _start(argv, spec, environment, leaf.entries(), relay)
-            pump = Pump(process, capture, cancel)
+            process = _start(outputs, spec, environment, leaf.entries())
+            pump = Pump(process, outputs.capture, cancel)
             try:
-                if relay is not None:
-                    relay.start()
+                outputs.start()
                 if watch is not None:
                     watch.begin(leaf)
                 leaf.started(process.pid)
@@ -96,9 +93,8 @@ def run_tool_sync(
             finally:
                 _end(leaf, process, pump)
         finally:
-            if relay is not None:
-                relay.finish()
-        run = _Run(tool_call, leaf, pump, capture, outcome, watch, hint, hint_problem)
+            outputs.finish()
+        run = _Run(tool_call, leaf, pump, outputs.capture, outcome, watch, hint, hint_problem)
         _check(sandbox, run)
         return _result(sandbox, spec, run, unenforced)
 
@@ -110,18 +106,6 @@ def _watch(sandbox: Sandbox, spec: ToolSpec, on_progress: OnProgress | None) -> 
     from agentsched.cgroups.watching import Watch
 
     return Watch(spec, sandbox.counts.of(spec), on_progress)
-
-
-def _both(watch: Watch | None, on_output: OnOutput | None) -> OnOutput | None:
-    if on_output is None or watch is None:
-        return on_output if watch is None else watch.output
-    tell, look = on_output, watch.output
-
-    def take(chunk: bytes) -> None:
-        look(chunk)
-        tell(chunk)
-
-    return take
 
 
 class _Run(NamedTuple):
@@ -291,28 +275,22 @@ def _configure(leaf: Leaf, spec: ToolSpec, hint: Hint | None, can: Capabilities)
 
 
 def _start(
-    argv: list[str],
-    spec: ToolSpec,
-    environment: dict[str, str],
-    entries: list[str],
-    relay: Relay | None,
+    outputs: Outputs, spec: ToolSpec, environment: dict[str, str], entries: list[str]
 ) -> subprocess.Popen[bytes]:
+    argv = outputs.argv
     if entries:
         # a shell drops variables whose names it cannot hold, so env(1) sets those behind it
         odd = [f"{name}={value}" for name, value in environment.items() if not _SHELL_NAME.fullmatch(name)]
         argv = ["/bin/sh", "-c", _ENTER, "agentsched", *entries, "--", *(["env", *odd] if odd else []), *argv]
-    stdout: int | None = None if spec.passthrough else subprocess.PIPE
-    stderr: int | None = None if spec.passthrough else subprocess.STDOUT
-    if relay is not None:
-        stdout, stderr = relay.targets
     try:
         return subprocess.Popen(
             argv,
             cwd=spec.cwd,
             env=environment,
             stdin=None if spec.passthrough else subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
+            stdout=outputs.stdout,
+            stderr=outputs.stderr,
+            pass_fds=outputs.pass_fds,
             start_new_session=True,
             bufsize=0,
         )

@@ -52,6 +52,11 @@ class Watch:
         """When ``tick`` wants to be called next, monotonic seconds."""
 
     @property
+    def heard(self) -> bool:
+        """Whether anybody wants to know while the call runs."""
+        return self._tell is not None
+
+    @property
     def environment(self) -> dict[str, str]:
         """Variables that the command should have, unless the caller set them."""
         return self._tracker.environment

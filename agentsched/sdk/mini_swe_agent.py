@@ -99,9 +99,10 @@ class SandboxEnvironment:
             tool=TOOL,
             timeout_s=limit_s,
         )
-        run = ToolRun(reporter(), self.program, spec, hint_of(spec, spec.env or {})[0])
+        daemon = reporter()
+        run = ToolRun(daemon, self.program, spec, hint_of(spec, spec.env or {})[0])
         try:
-            result = self._sandbox.run(spec, on_progress=run.progressed)
+            result = self._sandbox.run(spec, on_progress=run.progressed if daemon.url else None)
         except BaseException:
             run.failed()
             raise

@@ -50,6 +50,11 @@ def readers_for(words: Words, expected: Expected) -> list[Reader]:
     return _known(words[0], words[1:], expected)
 
 
+def is_known(words: Words) -> bool:
+    """Whether there are readers for this program."""
+    return bool(readers_for(words, lambda _: 0))
+
+
 def unknown(expected: Expected) -> list[Reader]:
     """The readers of a command of which nothing is known: a script may run anything."""
     return [Pytest(sure=False), Build(), NodeTests(), Cargo(), Counters()]
