@@ -1,7 +1,7 @@
 """Which programs a command runs, as far as its text tells: ``cd x && python -m pytest -q`` runs pytest.
 
-A reading of text, not a shell: quotes are honoured by words, substitutions and here-documents are not
-followed. Only for choosing how to look at a command, never for running one.
+A reading of text, not a shell: quotes are honoured by words, here-documents are left out, substitutions
+are not followed. Only for choosing how to look at a command, never for running one.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from collections.abc import Sequence
 Words = tuple[str, ...]
 
 MOST_TEXT = 4096
+"""Characters that are looked at, here-documents aside."""
+
+MOST_DOCUMENTS = 1 << 16
 MOST_PROGRAMS = 8
 
 _WORD = re.compile(
     r"""(?:[^\s'"\\;|&<>()]|\\.|'[^']*'|"(?:[^"\\]|\\.)*")+|&&|\|\||[;|&\n()]|[<>]+&?""", re.DOTALL
 )
+_DOCUMENT = re.compile(r"""<<-?[ \t]*(['"]?)(\w+)\1([^\n]*\n)(?:.*?\n)??[ \t]*\2[ \t]*(?=\n|$)""", re.DOTALL)
 _ENDS = frozenset({"&&", "||", ";", "|", "&", "\n", "(", ")"})
 _QUOTES = re.compile(r"""'([^']*)'|"((?:[^"\\]|\\.)*)"|\\(.)""", re.DOTALL)
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
@@ -65,22 +69,22 @@ def is_script(words: Sequence[str]) -> bool:
 
 def pipes(command: str) -> list[tuple[int, Words, str]]:
     """The pipes of a command: where in its text, the program before each, and the name after it."""
-    tokens = list(_WORD.finditer(command[:MOST_TEXT]))
+    text = _DOCUMENT.sub(_blank, command[:MOST_DOCUMENTS]).partition("<<")[0]
+    tokens = list(_WORD.finditer(text))
     found: list[tuple[int, Words, str]] = []
     begin = 0
     for index, match in enumerate(tokens):
         if match.group() not in _ENDS:
             continue
         if match.group() == "|" and index + 1 < len(tokens):
-            text = command[tokens[begin].start() : match.start()] if begin < index else ""
-            ran = programs((), text)
+            ran = programs((), text[tokens[begin].start() : match.start()]) if begin < index else []
             found.append((match.start(), ran[-1] if ran else (), os.path.basename(tokens[index + 1].group())))
         begin = index + 1
     return found
 
 
 def _parts(command: str) -> list[Words]:
-    text = command[:MOST_TEXT].partition("<<")[0]
+    text = _DOCUMENT.sub(r"\3", command[:MOST_DOCUMENTS]).partition("<<")[0][:MOST_TEXT]
     parts: list[Words] = []
     words: list[str] = []
     redirected = False
@@ -100,6 +104,13 @@ def _parts(command: str) -> list[Words]:
         else:
             words.append(_QUOTES.sub(lambda quoted: next(filter(None, quoted.groups()), ""), word))
     return parts
+
+
+def _blank(document: re.Match[str]) -> str:
+    """As long as the document, with what stands behind its mark on the first line."""
+    line = document[3]
+    at = document.start(3) - document.start()
+    return " " * at + line + " " * (len(document[0]) - at - len(line))
 
 
 def _programs(words: Words) -> list[Words]:

@@ -15,7 +15,7 @@ from agentsched.cgroups.commands import Words, is_script, pipes
 FILTERS = frozenset(
     {"tail", "head", "grep", "egrep", "fgrep", "sed", "awk", "cut", "sort", "uniq", "wc", "cat"}
 )
-_DOUBTFUL = ("PIPESTATUS", "pipefail", "<<", "`", "case ", "((", "[[")
+_DOUBTFUL = ("PIPESTATUS", "pipefail", "`", "case ", "((", "[[")
 
 
 def tapped(argv: Sequence[str], fd: int, readable: Callable[[Words], bool]) -> list[str] | None:

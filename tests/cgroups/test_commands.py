@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentsched.cgroups import ToolSpec
-from agentsched.cgroups.commands import MOST_PROGRAMS, assignments, programs
+from agentsched.cgroups.commands import MOST_PROGRAMS, assignments, pipes, programs
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,8 @@ from agentsched.cgroups.commands import MOST_PROGRAMS, assignments, programs
         ("uv run pytest -x || true", [("pytest", "-x"), ("true",)]),
         ("poetry run python -m unittest", [("unittest",)]),
         ("python - <<'EOF'\nimport os; os.system('make')\nEOF", [("python", "-")]),
+        ("cat > a <<E\nmake; ls\nE\ncd x && pytest a", [("cat",), ("pytest", "a")]),
+        ("cat <<-E | sort\nmake\n\tE\npytest", [("cat",), ("sort",), ("pytest",)]),
         ("cd x", []),
         ("", []),
     ],
@@ -67,3 +69,4 @@ def test_any_text_is_read(command: str, argv: list[str]) -> None:
         assert all(words and words[0] for words in found)
     assignments(argv, command)
     assignments(argv, "")
+    assert all(command[at] == "|" for at, _, _ in pipes(command))

@@ -33,7 +33,9 @@ TEE = "| tee /dev/fd/9 2>/dev/null "
         ("pytest |& tail", None),
         ("set -o pipefail; pytest | tail", None),
         ("pytest | tail; echo ${PIPESTATUS[0]}", None),
-        ("cat <<E | pytest | tail\nE", None),
+        ("cat <<'E' >a\nmake | tail\nE\npytest | tail", f"cat <<'E' >a\nmake | tail\nE\npytest {TEE}| tail"),
+        ("cat >a <<E\npytest | tail\nE", None),
+        ("cat >a <<E\npytest | tail\n", None),
     ],
 )
 def test_where_a_tap_is_put(script: str, changed: str | None) -> None:
