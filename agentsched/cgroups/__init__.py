@@ -17,10 +17,10 @@ if TYPE_CHECKING:
         Cancelled,
         Capabilities,
         CommandUnusable,
-        Hint,
+        Ending,
+        Feedback,
         HostRefused,
         Leaf,
-        Level,
         Limits,
         SandboxError,
         SpecRefused,
@@ -29,14 +29,19 @@ if TYPE_CHECKING:
         Unsupported,
         Usage,
     )
+    from agentsched.cgroups.hints import Hint, Level
     from agentsched.cgroups.sandbox import Sandbox
     from agentsched.cgroups.spawn import run_tool, run_tool_sync
+    from agentsched.cgroups.watching import Progress
 
 __all__ = [
     "Sandbox",
     "ToolSpec",
     "ToolResult",
     "Usage",
+    "Progress",
+    "Feedback",
+    "Ending",
     "Limits",
     "Hint",
     "Level",
@@ -54,6 +59,7 @@ __all__ = [
 ]
 
 _HOMES = {"Sandbox": "sandbox", "run_tool": "spawn", "run_tool_sync": "spawn"}
+_HOMES |= {"Hint": "hints", "Level": "hints", "Progress": "watching"}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,9 +9,14 @@ import enum
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
+
+from agentsched.cgroups.commands import programs
+
+if TYPE_CHECKING:
+    from agentsched.cgroups.hints import Hint
 
 
 class SandboxError(Exception):
@@ -49,48 +54,6 @@ class Unsupported(SandboxError):
     """The backend lacks the capability."""
 
 
-class Level(enum.Enum):
-    """How much of a resource an agent expects that its command needs."""
-
-    LOW = "low"
-    MEDIUM = "medium"
-    HIGH = "high"
-
-
-_CPU_WEIGHTS = {Level.LOW: 50, Level.MEDIUM: 100, Level.HIGH: 200}
-
-
-class Hint(msgspec.Struct, frozen=True, kw_only=True):
-    """What the agent expects of a command: evidence for controllers, never a limit.
-
-    The CPU level sets the leaf's CPU weight; the memory level is kept for whoever controls memory.
-    """
-
-    memory: Level | None = None
-    cpu: Level | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Hint:
-        """Read ``memory:high`` or ``memory:high,cpu:low``. Raises ``SpecRefused``."""
-        found: dict[str, Level] = {}
-        for part in text.split(","):
-            resource, _, level = part.strip().lower().partition(":")
-            if resource not in ("memory", "cpu") or level not in Level._value2member_map_:
-                raise SpecRefused(
-                    f"hint {text!r}: {part.strip()!r} is not <memory|cpu>:<low|medium|high>, "
-                    "for example memory:high,cpu:low"
-                )
-            if resource in found:
-                raise SpecRefused(f"hint {text!r}: {resource} is given twice")
-            found[resource] = Level(level)
-        return cls(memory=found.get("memory"), cpu=found.get("cpu"))
-
-    @property
-    def cpu_weight(self) -> int | None:
-        """The leaf's share against its siblings, 100 being usual."""
-        return _CPU_WEIGHTS[self.cpu] if self.cpu else None
-
-
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Hard limits of one leaf; None is unlimited. Memory counts swap and page cache too."""
 
@@ -113,7 +76,10 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
     ``env`` replaces the caller's environment (None: inherit). ``tool_call`` is the id that joins
     this run to the LLM call that asked for it; one is made up if it is empty. Output is captured,
     stdout and stderr merged, and all but the first and last half of ``max_output_bytes`` dropped;
-    or, with ``passthrough``, the caller's own stdio is used. ``timeout_s`` is wall time.
+    or, with ``passthrough``, the caller's own stdio is used. ``timeout_s`` is wall time. ``hint``: what it
+    is expected to need; without one, that of ``AGENT_RESOURCE_HINT`` counts (see ``hints``).
+    ``tap``: progress that a shell command hides by a pipe is looked at too, where it is asked for (see
+    ``tapping``).
     """
 
     argv: Sequence[str] = ()
@@ -128,6 +94,7 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     max_output_bytes: int = 1 << 20
     passthrough: bool = False
+    tap: bool = True
 
     def __post_init__(self) -> None:
         if bool(self.argv) == bool(self.command):
@@ -146,10 +113,11 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def command_class(self) -> str:
-        """The program that the command runs, as far as its first word tells: ``pytest``."""
-        words = self.argv or self.command.split()
-        first = next((word for word in words if "=" not in word), "")
-        return os.path.basename(first)
+        """The first program that the command runs, as far as its text tells: ``pytest``, also of
+        ``cd x && python -m pytest -q`` and ``timeout 60 bash -c pytest``."""
+        ran = programs(self.argv, self.command)
+        words = ran[0] if ran else self.argv or self.command.split()
+        return os.path.basename(next((word for word in words if "=" not in word), ""))
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,6 +128,8 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     peak_memory_bytes: int
     memory_bytes: int
     wall_s: float
+    throttled_s: float = 0.0
+    """For so long its CPU limit stopped it."""
 
 
 class Pressure(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,6 +138,31 @@ class Pressure(msgspec.Struct, frozen=True, kw_only=True):
     cpu_s: float
     memory_s: float
     io_s: float
+
+
+class Ending(enum.Enum):
+    """Why a tool call ended: by itself, at a limit of its own, or killed by somebody else."""
+
+    EXITED = "exited"
+    TIME_LIMIT = "time limit"
+    MEMORY_LIMIT = "memory limit"
+    KILLED = "killed"
+
+
+class Feedback(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a tool call, for the agent. ``note`` says it in words, and is empty where there is
+    nothing to act on. ``needs_s``: what the whole would take, by its progress until the time limit."""
+
+    ending: Ending
+    exit_status: int
+    used: Usage
+    pressure: Pressure | None = None
+    done_fraction: float | None = None
+    progress_source: str = ""
+    needs_s: float | None = None
+    slowed: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
+    note: str = ""
 
 
 class ToolResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,6 +184,7 @@ class ToolResult(msgspec.Struct, frozen=True, kw_only=True):
     oom_killed: bool
     reason: str
     backend: str
+    feedback: Feedback
     unenforced: tuple[str, ...] = ()
 
     @property

@@ -56,6 +56,9 @@ class V1Knobs:
     def memory_peak(self) -> int:
         return int(tree.read_if_there(f"{self._memory}/memory.max_usage_in_bytes") or 0)
 
+    def throttled_s(self) -> float:
+        return tree.keyed(tree.read_if_there(f"{self._cpu}/cpu.stat"), "throttled_time") / 1e9
+
     def oom_kills(self) -> int:
         return tree.keyed(tree.read_if_there(f"{self._memory}/memory.oom_control"), "oom_kill")
 

@@ -7,13 +7,14 @@ Neither waits for the output's end: a daemonised grandchild may hold it open for
 from __future__ import annotations
 
 import enum
+import math
 import os
 import select
 import subprocess
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 _CHUNK = 1 << 16
 _PORTABLE_PAUSE_S = 0.01
@@ -95,6 +96,15 @@ class Cancel:
         os.close(self._writer)
 
 
+class Ticking(Protocol):
+    """Who wants to look at the call now and then: ``tick`` is called once ``due_s`` is
+    past (monotonic seconds; inf: never)."""
+
+    due_s: float
+
+    def tick(self) -> None: ...
+
+
 class Pump:
     """Waits for one process, perhaps several times in turn."""
 
@@ -113,14 +123,16 @@ class Pump:
             else:
                 os.set_blocking(self._output, False)
 
-    def wait(self, timeout_s: float | None, *, heed_cancel: bool = True) -> Outcome:
+    def wait(
+        self, timeout_s: float | None, *, heed_cancel: bool = True, ticking: Ticking | None = None
+    ) -> Outcome:
         """Take output until the process ended (it is reaped then), or there is a reason to stop."""
         if self._ended is not None:
             return Outcome.EXITED
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         cancel = self._cancel if heed_cancel else None
         if self._pidfd is None:
-            return self._wait_portably(deadline, cancel)
+            return self._wait_portably(deadline, cancel, ticking)
         poller = select.poll()
         poller.register(self._pidfd, select.POLLIN)
         if self._output is not None:
@@ -128,8 +140,7 @@ class Pump:
         if cancel is not None:
             poller.register(cancel.reader, select.POLLIN)
         while True:
-            left_ms = None if deadline is None else max(0.0, (deadline - time.monotonic()) * 1000)
-            ready = {fd for fd, _ in poller.poll(left_ms)}
+            ready = {fd for fd, _ in poller.poll(_pause_ms(deadline, ticking))}
             if self._pidfd in ready:
                 self._ended = reap(self._process, 0)
                 return Outcome.EXITED
@@ -137,6 +148,7 @@ class Pump:
                 return Outcome.CANCELLED
             if deadline is not None and time.monotonic() >= deadline:
                 return Outcome.TIMED_OUT
+            _tick(ticking)
             if self._output in ready and self._output is not None and not self._read_some(self._output):
                 poller.unregister(self._output)
 
@@ -175,15 +187,29 @@ class Pump:
         while self._read_some(fd):
             pass
 
-    def _wait_portably(self, deadline: float | None, cancel: Cancel | None) -> Outcome:
+    def _wait_portably(
+        self, deadline: float | None, cancel: Cancel | None, ticking: Ticking | None
+    ) -> Outcome:
         while (ended := reap(self._process, os.WNOHANG if hasattr(os, "WNOHANG") else 0)) is None:
             if cancel is not None and cancel.is_set():
                 return Outcome.CANCELLED
             if deadline is not None and time.monotonic() >= deadline:
                 return Outcome.TIMED_OUT
+            _tick(ticking)
             time.sleep(_PORTABLE_PAUSE_S)
         self._ended = ended
         return Outcome.EXITED
+
+
+def _pause_ms(deadline: float | None, ticking: Ticking | None) -> float | None:
+    """How long to wait for something to happen at most, milliseconds; None: for ever."""
+    until_s = min(math.inf if deadline is None else deadline, ticking.due_s if ticking else math.inf)
+    return max(0.0, (until_s - time.monotonic()) * 1000) if until_s < math.inf else None
+
+
+def _tick(ticking: Ticking | None) -> None:
+    if ticking is not None and time.monotonic() >= ticking.due_s:
+        ticking.tick()
 
 
 def _open_pidfd(pid: int) -> int | None:

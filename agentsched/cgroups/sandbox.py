@@ -11,13 +11,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from agentsched.cgroups import detect, names
 from agentsched.cgroups.contract import Capabilities, Leaf, SandboxError, SpecRefused, ToolResult, ToolSpec
+from agentsched.cgroups.counts import Counts
 from agentsched.cgroups.guard import Guard
 from agentsched.cgroups.none import PlainBackend
-from agentsched.cgroups.spawn import OnOutput, OnStart, run_tool, run_tool_sync
+from agentsched.cgroups.outputs import OnOutput
+from agentsched.cgroups.spawn import OnStart, run_tool, run_tool_sync
+
+if TYPE_CHECKING:
+    from agentsched.cgroups.watching import OnProgress
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +103,8 @@ class Sandbox:
         self._leaves: dict[str, Leaf] = {}
         self._lock = threading.Lock()
         self._closed = False
+        self.counts = Counts()
+        """What its commands counted (tests, as a rule) when they ran before."""
 
     @classmethod
     def open(cls, program: str = "", *, backend: str = "auto") -> Sandbox:
@@ -132,16 +139,24 @@ class Sandbox:
         return self._closed or self._runtime.closed
 
     def run(
-        self, spec: ToolSpec, on_output: OnOutput | None = None, on_start: OnStart | None = None
+        self,
+        spec: ToolSpec,
+        on_output: OnOutput | None = None,
+        on_start: OnStart | None = None,
+        on_progress: OnProgress | None = None,
     ) -> ToolResult:
         """Run a tool call; see ``spawn.run_tool_sync``."""
-        return run_tool_sync(self, spec, on_output, on_start)
+        return run_tool_sync(self, spec, on_output, on_start, on_progress)
 
     async def arun(
-        self, spec: ToolSpec, on_output: OnOutput | None = None, on_start: OnStart | None = None
+        self,
+        spec: ToolSpec,
+        on_output: OnOutput | None = None,
+        on_start: OnStart | None = None,
+        on_progress: OnProgress | None = None,
     ) -> ToolResult:
         """Run a tool call; see ``spawn.run_tool``."""
-        return await run_tool(self, spec, on_output, on_start)
+        return await run_tool(self, spec, on_output, on_start, on_progress)
 
     def leaves(self) -> dict[str, Leaf]:
         """Leaves of the tool calls that run now."""

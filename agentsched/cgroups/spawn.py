@@ -23,6 +23,7 @@ from agentsched.cgroups.contract import (
     Cancelled,
     Capabilities,
     CommandUnusable,
+    Ending,
     HostRefused,
     Leaf,
     SpecRefused,
@@ -30,12 +31,17 @@ from agentsched.cgroups.contract import (
     ToolSpec,
     Unsupported,
 )
+from agentsched.cgroups.feedback import Seen, feedback
+from agentsched.cgroups.hints import Hint, hint_of
+from agentsched.cgroups.outputs import OnOutput, Outputs
 from agentsched.cgroups.pump import Cancel, Capture, Outcome, Pump
 
 if TYPE_CHECKING:
-    from agentsched.cgroups.sandbox import Sandbox
+    import asyncio
 
-OnOutput = Callable[[bytes], None]
+    from agentsched.cgroups.sandbox import Sandbox
+    from agentsched.cgroups.watching import OnProgress, Watch
+
 OnStart = Callable[[Leaf, int], None]
 
 TIMED_OUT_STATUS = 124
@@ -50,34 +56,56 @@ def run_tool_sync(
     spec: ToolSpec,
     on_output: OnOutput | None = None,
     on_start: OnStart | None = None,
+    on_progress: OnProgress | None = None,
     cancel: Cancel | None = None,
 ) -> ToolResult:
     """Run a tool call to its end and return what came of it.
 
     Ends when the main process ends; whatever that left behind in the leaf is killed then. On any
     exception, KeyboardInterrupt included, the leaf is killed and removed too. ``on_output`` gets
-    chunks as they come, ``on_start`` the leaf and the main process's id; both run in this thread.
+    chunks as they come, ``on_start`` the leaf and the main process's id, ``on_progress`` what is seen of the
+    running call, about once a second; all run in this thread. With ``on_progress``, output that is passed
+    through, unless to a terminal, is looked at on its way.
     Raises ``SpecRefused`` before anything was started, ``HostRefused``, and ``Cancelled`` if the
     sandbox is closed meanwhile.
     """
     environment = dict(os.environ if spec.env is None else spec.env)
+    hint, hint_problem = hint_of(spec, environment)
     argv = _resolve(spec, environment)
+    watch = _watch(sandbox, spec, on_progress)
     with sandbox.leaf(spec.tool_call) as (tool_call, leaf):
-        unenforced = _configure(leaf, spec, sandbox.capabilities)
+        unenforced = _configure(leaf, spec, hint, sandbox.capabilities)
+        if watch is not None:
+            environment = watch.environment | environment
         environment.update(leaf.marks())
-        process = _start(argv, spec, environment, leaf.entries())
-        capture = Capture(spec.max_output_bytes, on_output)
-        pump = Pump(process, capture, cancel)
+        outputs = Outputs(spec, argv, watch, on_output)
         try:
-            leaf.started(process.pid)
-            if on_start is not None:
-                on_start(leaf, process.pid)
-            outcome = pump.wait(spec.timeout_s)
+            process = _start(outputs, spec, environment, leaf.entries())
+            pump = Pump(process, outputs.capture, cancel)
+            try:
+                outputs.start()
+                if watch is not None:
+                    watch.begin(leaf)
+                leaf.started(process.pid)
+                if on_start is not None:
+                    on_start(leaf, process.pid)
+                outcome = pump.wait(spec.timeout_s, ticking=watch)
+            finally:
+                _end(leaf, process, pump)
         finally:
-            _end(leaf, process, pump)
-        run = _Run(tool_call, leaf, pump, capture, outcome)
+            outputs.finish()
+        run = _Run(tool_call, leaf, pump, outputs.capture, outcome, watch, hint, hint_problem)
         _check(sandbox, run)
         return _result(sandbox, spec, run, unenforced)
+
+
+def _watch(sandbox: Sandbox, spec: ToolSpec, on_progress: OnProgress | None) -> Watch | None:
+    """Nobody looks at output that is only passed through; what looking needs is imported here."""
+    if spec.passthrough and on_progress is None:
+        return None
+    from agentsched.cgroups.watching import Watch
+
+    return Watch(spec, sandbox.counts.of(spec), on_progress)
 
 
 class _Run(NamedTuple):
@@ -88,6 +116,9 @@ class _Run(NamedTuple):
     pump: Pump
     capture: Capture
     outcome: Outcome
+    watch: Watch | None
+    hint: Hint | None
+    hint_problem: str
 
 
 def _check(sandbox: Sandbox, run: _Run) -> None:
@@ -104,19 +135,44 @@ def _check(sandbox: Sandbox, run: _Run) -> None:
 def _result(sandbox: Sandbox, spec: ToolSpec, run: _Run, unenforced: tuple[str, ...]) -> ToolResult:
     timed_out = run.outcome is Outcome.TIMED_OUT
     oom_kills = run.leaf.oom_kills()
+    used = run.leaf.usage()
+    ending = _ending(run, oom_kills)
+    status = TIMED_OUT_STATUS if timed_out else run.pump.ended.exit_status
+    told = run.watch.last() if run.watch is not None else None
+    if ending is Ending.EXITED and run.watch is not None:
+        sandbox.counts.learn(spec, run.watch.counted())
+    seen = Seen(
+        ending=ending,
+        exit_status=status,
+        usage=used,
+        pressure=run.leaf.pressure() if sandbox.capabilities.pressure else None,
+        done_fraction=told.done_fraction if told else None,
+        progress_source=told.source if told else "",
+        hint=run.hint,
+        hint_problem=run.hint_problem,
+    )
     return ToolResult(
         program=sandbox.program,
         tool_call=run.tool_call,
-        exit_status=TIMED_OUT_STATUS if timed_out else run.pump.ended.exit_status,
+        exit_status=status,
         output=run.capture.result(),
         dropped_output_bytes=run.capture.dropped,
-        usage=run.leaf.usage(),
+        usage=used,
         timed_out=timed_out,
         oom_killed=oom_kills > 0,
         reason=_reason(spec, run.pump, timed_out, oom_kills),
         backend=sandbox.capabilities.backend,
+        feedback=feedback(spec, seen),
         unenforced=unenforced,
     )
+
+
+def _ending(run: _Run, oom_kills: int) -> Ending:
+    if run.outcome is Outcome.TIMED_OUT:
+        return Ending.TIME_LIMIT
+    if oom_kills:
+        return Ending.MEMORY_LIMIT
+    return Ending.KILLED if run.pump.ended.signal_number == signal.SIGKILL else Ending.EXITED
 
 
 async def run_tool(
@@ -124,6 +180,7 @@ async def run_tool(
     spec: ToolSpec,
     on_output: OnOutput | None = None,
     on_start: OnStart | None = None,
+    on_progress: OnProgress | None = None,
 ) -> ToolResult:
     """The same for asyncio: in a thread of its own, the callbacks in the event loop. Cancelling it
     kills and removes the leaf before the cancellation goes on."""
@@ -140,14 +197,11 @@ async def run_tool(
         elif error is not None:
             done.set_exception(error)
 
-    def in_loop(callback: Callable[..., None] | None) -> Callable[..., None] | None:
-        return (
-            None if callback is None else lambda *values: _post(loop.call_soon_threadsafe, callback, *values)
-        )
+    callbacks = _in_loop(loop, on_output), _in_loop(loop, on_start), _in_loop(loop, on_progress)
 
     def work() -> None:
         try:
-            result = run_tool_sync(sandbox, spec, in_loop(on_output), in_loop(on_start), cancel)
+            result = run_tool_sync(sandbox, spec, *callbacks, cancel)
         except BaseException as error:  # it is raised again where it is awaited
             _post(loop.call_soon_threadsafe, settle, None, error)
         else:
@@ -167,6 +221,12 @@ async def run_tool(
                 continue  # cancelled once more: the leaf must be gone first all the same
         done.exception()
         raise
+
+
+def _in_loop(
+    loop: asyncio.AbstractEventLoop, callback: Callable[..., None] | None
+) -> Callable[..., None] | None:
+    return None if callback is None else lambda *values: _post(loop.call_soon_threadsafe, callback, *values)
 
 
 def _post(call_soon: Callable[..., object], callback: Callable[..., None], *values: object) -> None:
@@ -193,14 +253,14 @@ def _resolve(spec: ToolSpec, environment: Mapping[str, str]) -> list[str]:
     return argv
 
 
-def _configure(leaf: Leaf, spec: ToolSpec, can: Capabilities) -> tuple[str, ...]:
+def _configure(leaf: Leaf, spec: ToolSpec, hint: Hint | None, can: Capabilities) -> tuple[str, ...]:
     """Set limits and weight; returns what was asked for in vain."""
     asked: list[tuple[str, object, Callable[[], None]]] = [
         ("memory limit", spec.limits.memory_bytes, lambda: leaf.limit_memory(spec.limits.memory_bytes)),
         ("CPU limit", spec.limits.cpu_cores, lambda: leaf.limit_cpu(spec.limits.cpu_cores)),
         ("limit of processes", spec.limits.pids, lambda: leaf.limit_pids(spec.limits.pids)),
     ]
-    weight = spec.hint.cpu_weight if spec.hint else None
+    weight = hint.cpu_weight if hint else None
     if weight is not None:
         asked.append(("CPU weight", weight, lambda: leaf.weigh_cpu(weight)))
     unenforced = []
@@ -215,8 +275,9 @@ def _configure(leaf: Leaf, spec: ToolSpec, can: Capabilities) -> tuple[str, ...]
 
 
 def _start(
-    argv: list[str], spec: ToolSpec, environment: dict[str, str], entries: list[str]
+    outputs: Outputs, spec: ToolSpec, environment: dict[str, str], entries: list[str]
 ) -> subprocess.Popen[bytes]:
+    argv = outputs.argv
     if entries:
         # a shell drops variables whose names it cannot hold, so env(1) sets those behind it
         odd = [f"{name}={value}" for name, value in environment.items() if not _SHELL_NAME.fullmatch(name)]
@@ -227,8 +288,9 @@ def _start(
             cwd=spec.cwd,
             env=environment,
             stdin=None if spec.passthrough else subprocess.DEVNULL,
-            stdout=None if spec.passthrough else subprocess.PIPE,
-            stderr=None if spec.passthrough else subprocess.STDOUT,
+            stdout=outputs.stdout,
+            stderr=outputs.stderr,
+            pass_fds=outputs.pass_fds,
             start_new_session=True,
             bufsize=0,
         )

@@ -52,6 +52,9 @@ class V2Knobs:
     def memory_peak(self) -> int:
         return int(tree.read_if_there(f"{self._folder}/memory.peak") or 0)
 
+    def throttled_s(self) -> float:
+        return tree.keyed(tree.read_if_there(f"{self._folder}/cpu.stat"), "throttled_usec") / 1e6
+
     def oom_kills(self) -> int:
         return tree.keyed(tree.read_if_there(f"{self._folder}/memory.events"), "oom_kill")
 

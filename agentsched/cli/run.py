@@ -9,6 +9,7 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
 import click
+from msgspec import to_builtins
 
 from agentsched.cgroups import (
     CommandUnusable,
@@ -23,7 +24,9 @@ from agentsched.cgroups import (
 )
 
 if TYPE_CHECKING:
+    from agentsched.cgroups import Progress
     from agentsched.sdk.reporting import Reporter
+    from agentsched.sdk.tool_runs import ToolRun
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
@@ -76,7 +79,9 @@ class Forwarder:
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("--hint", envvar="AGENT_RESOURCE_HINT", show_envvar=True, help="As memory:high,cpu:low.")
+@click.option(
+    "--hint", envvar="AGENT_RESOURCE_HINT", show_envvar=True, help="As memory:high,cpu:low or time:90s."
+)
 @click.option("--memory", type=Size(), help="Memory limit of the whole tree, as 512M.")
 @click.option("--cpu", type=float, help="CPU limit in cores, as 0.5.")
 @click.option("--pids", type=int, help="Limit of processes and threads.")
@@ -90,6 +95,13 @@ class Forwarder:
 @click.option(
     "--json", "json_file", type=click.File("w", lazy=False), help="Write the result there (- is stdout)."
 )
+@click.option(
+    "--feedback",
+    envvar="AGENTSCHED_FEEDBACK",
+    type=click.File("w", lazy=False),
+    show_envvar=True,
+    help="Write there, as JSON, what the call used, why it was slowed or ended, and what to try.",
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     hint: str | None,
@@ -102,6 +114,7 @@ def run(
     daemon: str | None,
     usage: bool,
     json_file: IO[str] | None,
+    feedback: IO[str] | None,
     command: tuple[str, ...],
 ) -> int:
     """Run COMMAND in a control group of its own, with this process's stdin, stdout and stderr.
@@ -129,61 +142,68 @@ def run(
         click.echo(f"agentsched: the sandbox failed: {error}", err=True)
         return _WRAPPER_FAILED
     _tell(result, usage, json_file, hint)
+    if feedback is not None:
+        feedback.write(json.dumps(to_builtins(result.feedback)) + "\n")
     return result.exit_status
 
 
 def _run(spec: ToolSpec, program: str, daemon: str | None) -> ToolResult:
     forwarder = Forwarder()
     forwarder.install()
-    reporter: Reporter | None = None
+    reports: Reports | None = None
     with Sandbox.open(program) as sandbox:
+        if daemon:
+            reports = Reports(daemon, sandbox.program, spec)
 
         def started(leaf: Leaf, pid: int) -> None:
-            nonlocal reporter
             forwarder.started(leaf, pid)
-            if daemon:
-                reporter = _report_start(daemon, sandbox.program, spec)
+            if reports is not None:
+                reports.start()
 
-        result = sandbox.run(spec, on_start=started)
-    if reporter is not None:
-        _report_end(reporter, result)
+        result = sandbox.run(
+            spec, on_start=started, on_progress=reports.progressed if reports is not None else None
+        )
+    if reports is not None:
+        reports.end(result)
     return result
 
 
-def _report_start(daemon: str, program: str, spec: ToolSpec) -> Reporter:
-    # imported only now: the command runs meanwhile
-    from agentsched.core.events import ToolStarted
-    from agentsched.sdk.reporting import KEY_VARIABLE, Reporter
+class Reports:
+    """Reports the call to a daemon. What that needs is imported once the command runs."""
 
-    reporter = Reporter(daemon, os.environ.get(KEY_VARIABLE))
-    reporter.report(
-        ToolStarted(tool_call=spec.tool_call, program=program, tool=spec.tool, command=spec.command_class)
-    )
-    return reporter
+    def __init__(self, daemon: str, program: str, spec: ToolSpec) -> None:
+        self._daemon, self._program, self._spec = daemon, program, spec
+        self._made: tuple[Reporter, ToolRun] | None = None
 
+    def start(self) -> None:
+        """The command runs."""
+        from agentsched.cgroups.hints import hint_of
+        from agentsched.sdk.reporting import KEY_VARIABLE, Reporter
+        from agentsched.sdk.tool_runs import ToolRun
 
-def _report_end(reporter: Reporter, result: ToolResult) -> None:
-    from agentsched.core.events import ToolFinished
+        reporter = Reporter(self._daemon, os.environ.get(KEY_VARIABLE))
+        hint, _ = hint_of(self._spec, os.environ)
+        self._made = reporter, ToolRun(reporter, self._program, self._spec, hint)
 
-    reporter.report(
-        ToolFinished(
-            tool_call=result.tool_call,
-            program=result.program,
-            exit_status=result.exit_status,
-            wall_s=result.usage.wall_s,
-            cpu_s=result.usage.cpu_s,
-            peak_memory_bytes=result.usage.peak_memory_bytes,
-        )
-    )
-    reporter.flush()
+    def progressed(self, seen: Progress) -> None:
+        """Something was seen of it."""
+        if self._made is not None:
+            self._made[1].progressed(seen)
+
+    def end(self, result: ToolResult) -> None:
+        """It ended; waits a little until that is sent."""
+        if self._made is not None:
+            reporter, run = self._made
+            run.ended(result)
+            reporter.flush()
 
 
 def _tell(result: ToolResult, usage: bool, json_file: IO[str] | None, hint: str | None) -> None:
     used = result.usage
     if result.unenforced:
         click.echo(f"agentsched: not enforced on this machine: {', '.join(result.unenforced)}", err=True)
-    if result.timed_out or result.oom_killed:
-        click.echo(f"agentsched: {result.reason}", err=True)
+    if result.feedback.note:
+        click.echo(f"agentsched: {result.feedback.note}", err=True)
     if usage:
         click.echo(
             f"agentsched: {used.wall_s:.2f} s, {used.cpu_s:.2f} s of CPU, "
@@ -203,6 +223,7 @@ def _tell(result: ToolResult, usage: bool, json_file: IO[str] | None, hint: str 
             "reason": result.reason,
             "backend": result.backend,
             "unenforced": list(result.unenforced),
+            "feedback": result.feedback.note,
             "hint": hint,
         }
         json_file.write(json.dumps(record) + "\n")

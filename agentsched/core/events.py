@@ -169,17 +169,19 @@ class CallAborted(Event, frozen=True, kw_only=True):
 
 
 class ToolStarted(Event, frozen=True, kw_only=True):
-    """A tool call began to run. ``tool`` is the function, ``command`` its class (first word), if known."""
+    """A tool call began to run. ``tool`` is the function, ``command`` its class (the program that it
+    runs), if known. ``expected_memory_bytes``: what its agent says that it needs at most; 0: nothing said."""
 
     tool_call: str
     program: str
     tool: str
     command: str = ""
+    expected_memory_bytes: int = 0
 
 
 class ToolProgressed(Event, frozen=True, kw_only=True):
     """Evidence from a running tool: what it used so far, where that is known, and the share done, where it
-    tells."""
+    tells: of its time, as far as that can be told from its work."""
 
     tool_call: str
     program: str

@@ -30,7 +30,10 @@ class Need:
         """What is known and predicted now, ``killed``: with what a killed tool needs that starts again.
         Nobody needs more than all that its host has."""
         most_bytes, peak_bytes = state.hosts[program.host], state.memory.peak_bytes
-        running = sum(max(tool.memory_bytes, peak_bytes(tool.key)) for tool in program.running.values())
+        running = sum(
+            max(tool.memory_bytes, peak_bytes(tool.key, tool.expected_bytes))
+            for tool in program.running.values()
+        )
         running = min(most_bytes, max(running, program.killed_bytes if killed else 0))
         seated = max(running, min(most_bytes, state.memory.next_peak_bytes(program.peaks)))
         return cls(running, seated, program.foreground)

@@ -39,6 +39,7 @@ class RunningTool:
     key: str
     began_s: float
     memory_bytes: int = 0
+    expected_bytes: int = 0  # at its peak, as its agent said
     told: dict[int, tuple[float, float]] = field(default_factory=dict)
 
 

@@ -289,7 +289,9 @@ class State(Models):
             case ev.ToolStarted():
                 key = f"{event.tool}:{event.command}" if event.command else event.tool
                 program.tools[event.tool_call] = key
-                program.running[event.tool_call] = RunningTool(key, now)
+                program.running[event.tool_call] = RunningTool(
+                    key, now, expected_bytes=event.expected_memory_bytes
+                )
                 if program.in_gap:
                     program.gap_key = key
             case ev.ToolFinished():

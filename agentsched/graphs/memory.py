@@ -64,13 +64,16 @@ class MemoryModel:
         }
         self._pooled = pooled
 
-    def peak_bytes(self, tool: str) -> int:
-        """What a call of this key will hardly exceed."""
+    def peak_bytes(self, tool: str, stated: int = 0) -> int:
+        """What a call of this key will hardly exceed. ``stated``: what its agent says of it, 0 for nothing;
+        that counts where nothing was seen of the key, or less than that, but never for less than was seen."""
         windows = [window for key in keys_of(tool) if (window := self._by_tool.get(key)) is not None]
-        for window in (*windows, self._pooled):
+        for window in windows:
             if len(window.ordered) >= FEW:
-                return int(window.quantile(QUANTILE))
-        return PRIOR_BYTES
+                return max(stated, int(window.quantile(QUANTILE)))
+        if stated or len(self._pooled.ordered) < FEW:
+            return stated or PRIOR_BYTES
+        return int(self._pooled.quantile(QUANTILE))
 
     def next_peak_bytes(self, own_peaks: Collection[int]) -> int:
         """What a program will hardly exceed in its next calls, after these peaks of its last ones."""

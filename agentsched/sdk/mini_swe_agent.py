@@ -20,7 +20,6 @@ import os
 import platform
 import subprocess
 import threading
-import time
 import uuid
 import weakref
 from typing import Any
@@ -30,8 +29,10 @@ from minisweagent.utils.serialize import recursive_merge
 from pydantic import BaseModel
 
 from agentsched.cgroups import Sandbox, SandboxError, ToolResult, ToolSpec
-from agentsched.core.events import ProgramClosed, ToolFinished, ToolStarted
+from agentsched.cgroups.hints import hint_of
+from agentsched.core.events import ProgramClosed
 from agentsched.sdk.reporting import reporter
+from agentsched.sdk.tool_runs import ToolRun
 
 SUBMIT = "COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"
 TOOL = "bash"
@@ -80,11 +81,12 @@ class SandboxEnvironment:
             result = self._run(command, call, cwd, limit_s)
         except (SandboxError, OSError) as error:
             return _failure(error, "")
+        note = f"agentsched: {result.feedback.note}" if result.feedback.note else ""
         if result.timed_out:
-            return _failure(subprocess.TimeoutExpired(command, limit_s), result.text)
-        output = {"output": result.text, "returncode": result.exit_status, "exception_info": ""}
-        if result.oom_killed:
-            output["exception_info"] = result.reason
+            failed = _failure(subprocess.TimeoutExpired(command, limit_s), result.text)
+            failed["exception_info"] += f"\n{note}"
+            return failed
+        output = {"output": result.text, "returncode": result.exit_status, "exception_info": note}
         self._check_submitted(output)
         return output
 
@@ -97,35 +99,16 @@ class SandboxEnvironment:
             tool=TOOL,
             timeout_s=limit_s,
         )
-        report = reporter().report
-        report(ToolStarted(tool_call=call, program=self.program, tool=TOOL, command=spec.command_class))
-        start = time.monotonic()
+        daemon = reporter()
+        run = ToolRun(daemon, self.program, spec, hint_of(spec, spec.env or {})[0])
         try:
-            result = self._sandbox.run(spec)
-        except BaseException:  # it goes on; a tool that started must not seem to run for ever
-            report(
-                ToolFinished(
-                    tool_call=call,
-                    program=self.program,
-                    exit_status=255,
-                    wall_s=time.monotonic() - start,
-                    cpu_s=0.0,
-                    peak_memory_bytes=0,
-                )
-            )
+            result = self._sandbox.run(spec, on_progress=run.progressed if daemon.url else None)
+        except BaseException:
+            run.failed()
             raise
+        run.ended(result)
         if result.unenforced:
             _log.warning("%s ran without %s", call, ", ".join(result.unenforced))
-        report(
-            ToolFinished(
-                tool_call=call,
-                program=self.program,
-                exit_status=result.exit_status,
-                wall_s=result.usage.wall_s,
-                cpu_s=result.usage.cpu_s,
-                peak_memory_bytes=result.usage.peak_memory_bytes,
-            )
-        )
         return result
 
     def _check_submitted(self, output: dict[str, Any]) -> None:

@@ -86,7 +86,7 @@ def tool_call(id: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _reported_tool(name: str, *, cpu: bool) -> Iterator[None]:
+def _reported_tool(name: str, *, cpu: bool, expected_memory_bytes: int = 0) -> Iterator[None]:
     """Report one run. ``cpu``: the block stays on this thread, so its CPU time can be told."""
     running = _program.get()
     if running is None:
@@ -95,7 +95,11 @@ def _reported_tool(name: str, *, cpu: bool) -> Iterator[None]:
     call = _tool_call.get() or f"{running.id}-tool-{uuid.uuid4().hex[:12]}"
     _tool_call.set(None)  # one run answers it: tools inside this one, and later ones, get ids of their own
     report = reporter().report
-    report(ToolStarted(tool_call=call, program=running.id, tool=name))
+    report(
+        ToolStarted(
+            tool_call=call, program=running.id, tool=name, expected_memory_bytes=expected_memory_bytes
+        )
+    )
     wall, used, status = time.perf_counter(), time.thread_time() if cpu else 0.0, 1
     try:
         yield
@@ -156,16 +160,28 @@ def agent(function: Callable[..., Any] | None = None, *, name: str | None = None
 @overload
 def tool(function: Callable[P, R]) -> Callable[P, R]: ...
 @overload
-def tool(*, name: str | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
-def tool(function: Callable[..., Any] | None = None, *, name: str | None = None) -> Any:
-    """Report each run of a function, sync or async, as a tool call of the running program.
+def tool(*, name: str | None = None, hint: str = "") -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+def tool(function: Callable[..., Any] | None = None, *, name: str | None = None, hint: str = "") -> Any:
+    """Report each run of a function, sync or async, as a tool call of the running program. ``hint``: what
+    a run needs, as ``memory:2G``; raises ``SpecRefused`` (a ValueError) on what cannot be read.
 
     An exception counts as exit status 1 and passes through unchanged. Outside a program the
     function just runs.
     """
+    expected_bytes = _memory_of(hint)
 
     def decorate(wrapped: Callable[..., Any]) -> Callable[..., Any]:
         title = name or wrapped.__name__
-        return _wrap(wrapped, lambda sync: _reported_tool(title, cpu=sync))
+        return _wrap(
+            wrapped, lambda sync: _reported_tool(title, cpu=sync, expected_memory_bytes=expected_bytes)
+        )
 
     return decorate if function is None else decorate(function)
+
+
+def _memory_of(hint: str) -> int:
+    if not hint:
+        return 0
+    from agentsched.cgroups.hints import Hint
+
+    return Hint.parse(hint).memory_bytes or 0

@@ -57,7 +57,7 @@ def test_stdio_is_passed_through_and_options_of_the_command_are_its_own() -> Non
     ("words", "message"),
     [
         ([], "Missing argument"),
-        (["--hint", "lots", "true"], "'lots' is not <memory|cpu>:<low|medium|high>"),
+        (["--hint", "lots", "true"], "'lots' is not <memory|cpu|time>:<low|medium|high|amount>"),
         (["--memory", "much", "true"], "'much' is not a size such as 512M"),
         (["--memory", "1K", "true"], "memory_bytes must be at least 1 MiB"),
         (["--cpu", "0", "true"], "cpu_cores must be from 0.01"),
@@ -95,7 +95,7 @@ def test_the_json_record_agrees_with_what_the_command_did(tmp_path: Path) -> Non
 def test_a_memory_limit_kills_and_says_so() -> None:
     done = run("--memory", "40M", "--", sys.executable, "-S", "-c", "x = bytearray(200 << 20)")
     assert done.returncode == 128 + 9
-    assert "at the memory limit of 41943040 bytes" in done.stderr
+    assert "at its memory limit of 40 MiB" in done.stderr
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

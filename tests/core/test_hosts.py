@@ -360,3 +360,18 @@ def test_host_events_are_checked() -> None:
     with pytest.raises(IllegalEvent, match="not attached"):
         World().post(ev.HostLost(host="a"))
     assert ev.ProgramOpened(program="p").host == ""
+
+
+def test_memory_that_an_agent_states_is_needed_and_what_is_seen_counts_for_more() -> None:
+    world = World()
+    world.post(ev.HostAttached(host="h", memory_bytes=8 * GB))
+    world.post(ev.ProgramOpened(program="p", host="h"))
+    started = ev.ToolStarted(
+        tool_call="t", program="p", tool="bash", command="make", expected_memory_bytes=3 * GB
+    )
+    world.post(started)
+    state = world.core.state
+    program = state.programs["p"]
+    assert Need.of(state, program, killed=False).running_bytes == 3 * GB
+    world.post(ev.ToolProgressed(tool_call="t", program="p", memory_bytes=5 * GB))
+    assert Need.of(state, program, killed=False).running_bytes == 5 * GB

@@ -59,3 +59,15 @@ def test_it_is_bounded_by_what_it_saw_and_forgets_keys(samples: list[tuple[str, 
 def test_negative_peaks_are_refused() -> None:
     with pytest.raises(ValueError, match="peak_bytes"):
         MemoryModel().observe("bash", -1)
+
+
+def test_what_an_agent_states_counts_where_nothing_was_seen_and_never_for_less_than_was_seen() -> None:
+    model = MemoryModel()
+    for _ in range(10):
+        model.observe("other", 9_000)
+    assert model.peak_bytes("bash:make", stated=50) == 50
+    for _ in range(3):
+        model.observe("bash:make", 700)
+    assert model.peak_bytes("bash:make", stated=50) == 700
+    assert model.peak_bytes("bash:make", stated=2_000) == 2_000
+    assert model.peak_bytes("bash:make") == 700

@@ -60,7 +60,9 @@ def test_a_timeout_answers_as_minis_own_environment_does(
     action = {"command": "echo before; sleep 30", "tool_call_id": "call_1"}
     ours = environment.execute(action, timeout=1)
     theirs = LocalEnvironment(cwd=str(tmp_path)).execute(action, timeout=1)
-    assert ours == theirs
+    note = ours["exception_info"].removeprefix(theirs["exception_info"])
+    assert ours | {"exception_info": theirs["exception_info"]} == theirs
+    assert note.startswith("\nagentsched: The command was stopped at its time limit of 1 s")
     assert [event["exit_status"] for event in daemon.named("ToolFinished")] == [124]
 
 
@@ -134,3 +136,15 @@ def test_minis_own_agent_runs_in_it(daemon: Recording, tmp_path: Path) -> None:
     assert agent.messages[1]["content"] == f"a task in {tmp_path}"
     assert agent.serialize()["info"]["config"]["program"] == "p-3"
     assert [event["tool_call"] for event in daemon.named("ToolStarted")] == ["call_1", "call_0"]
+
+
+def test_progress_and_hints_of_a_running_command_are_reported(
+    environment: SandboxEnvironment, daemon: Recording
+) -> None:
+    script = "for n in 1 2 3 4 5 6 7 8; do echo [$n/8] step; sleep 0.15; done"
+    command = f"AGENT_RESOURCE_HINT=memory:64M sh -c '{script}'"
+    assert environment.execute({"command": command, "tool_call_id": "c"})["returncode"] == 0
+    assert [event["expected_memory_bytes"] for event in daemon.named("ToolStarted")] == [64 << 20]
+    shares = [event["done_fraction"] for event in daemon.named("ToolProgressed")]
+    assert len(shares) >= 3
+    assert shares == sorted(shares)

@@ -212,3 +212,17 @@ def test_events_carry_the_tenants_key(daemon: Recording) -> None:
     reporter.report(ProgramOpened(program="p"))
     assert reporter.flush()
     assert daemon.headers[-1]["authorization"] == "Bearer ask-of-acme"
+
+
+def test_a_tool_says_what_memory_it_needs(daemon: Recording) -> None:
+    @tool(hint="memory:2G")
+    def heavy() -> None: ...
+
+    @agent
+    def run() -> None:
+        heavy()
+
+    run()
+    assert [event["expected_memory_bytes"] for event in daemon.named("ToolStarted")] == [2 << 30]
+    with pytest.raises(ValueError, match="'lots' is not"):
+        tool(hint="lots")

@@ -50,7 +50,8 @@ def played(script: Script, start_s: float) -> list[tuple[float, ev.AnyEvent]]:
         now += 2.0
         if turn.tool:
             names = {"tool_call": f"{name}-tool", "program": program}
-            entries.append((now, ev.ToolStarted(**names, tool=turn.tool, command=turn.command)))
+            began = ev.ToolStarted(tool=turn.tool, command=turn.command, **names)  # type: ignore[arg-type]
+            entries.append((now, began))
             used = {"cpu_s": turn.cpu_s, "peak_memory_bytes": turn.memory_bytes}
             ended = ev.ToolFinished(**names, exit_status=0, wall_s=turn.gap_s, **used)  # type: ignore[arg-type]
             entries.append((now + turn.gap_s, ended))
