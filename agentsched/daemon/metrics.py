@@ -119,6 +119,15 @@ class Metrics:
             case _:
                 pass
 
+    def watch_state(self, failing: Callable[[], bool]) -> None:
+        """``failing``: whether what outlives the daemon cannot be written at the moment."""
+        gauge = Gauge(
+            "agentsched_state_failing",
+            "1 while programs and accounts cannot be written to the state file, 0 else.",
+            registry=self._registry,
+        )
+        gauge.set_function(failing)
+
     def retry_attached(self) -> None:
         """A request joined a live call."""
         self._retries.inc()

@@ -233,6 +233,7 @@ class Daemon:
         if database is not None:
             self._keeper = Keeper(database, core, self._programs, tenancies, self.accounts)
             watchers.append(self._keeper)
+            metrics.watch_state(lambda: self.state_failing)
         self._host = Host(core, gate, watchers=watchers, log=log)
         self._care = PrefixCare(settings.no_care)
         self._patience = Patience.of(settings)

@@ -188,6 +188,7 @@ async def test_with_a_full_disk_the_daemon_goes_on_and_says_so_once(
         resource.setrlimit(resource.RLIMIT_FSIZE, (1024, most))
         while not served_.daemon.state_failing:
             assert (await served_.chat("/say meanwhile", program="meanwhile"))[0] == 200
+        assert await served_.metric("agentsched_state_failing") == 1
         for number in range(30):
             assert (await served_.chat("/say meanwhile", program=f"meanwhile-{number}"))[0] == 200
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
