@@ -170,7 +170,7 @@ def test_subtests_are_no_tests() -> None:
     line = b"........................uu.uu.uu....s.....uu....uuu..............u...... [ 47%]\n"
     told = track("pytest -q -n 2", line)
     assert told[-1].done_fraction == pytest.approx(0.47, abs=0.01)
-    assert told[-1].source.startswith("59 of 12")
+    assert told[-1].source.startswith("60 of 128")
 
 
 def test_deselected_tests_do_not_count() -> None:
