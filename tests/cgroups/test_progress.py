@@ -166,6 +166,13 @@ def test_quiet_pytest_is_read_by_its_percentages_once_a_line_is_full() -> None:
     assert told[-1].done_fraction == pytest.approx(0.18, abs=0.01)
 
 
+def test_subtests_are_no_tests() -> None:
+    line = b"........................uu.uu.uu....s.....uu....uuu..............u...... [ 47%]\n"
+    told = track("pytest -q -n 2", line)
+    assert told[-1].done_fraction == pytest.approx(0.47, abs=0.01)
+    assert told[-1].source.startswith("60 of 128")
+
+
 def test_deselected_tests_do_not_count() -> None:
     told = track("pytest", b"collected 40 items / 30 deselected / 10 selected\n\ntest_a.py .....")
     assert told[-1].done_fraction == 0.5

@@ -17,7 +17,10 @@ _COLLECTED = re.compile(
 )
 _WORKERS = re.compile(rb"(?:gw\d+ \[(\d+)\]|\d+ workers? \[(\d+) items?\])")
 _SHARE = re.compile(rb"\[ *(?:(\d+)%|(\d+)/(\d+))\]$")
-_DOTS = re.compile(rb"(?:\S+\.\w+ +)?([.FEsxXR]+)\s*(?:\[ *\d+(?:%|/\d+)\])?$")
+_DOTS = re.compile(rb"(?:\S+\.\w+ +)?([.FEsxXRu,-]+)\s*(?:\[ *\d+(?:%|/\d+)\])?$")
+_SUBTESTS = (b"u", b",", b"-")
+"""Results of parts of a test, which do not count in pytest's total."""
+
 _VERBOSE = re.compile(rb"(?:^\[gw\d+\].*|^\S*::.* )(?:PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
 _SUMMARY = re.compile(rb"(?:=+ )?(?:no tests ran|(\d+ \w+(?:, )?)+) in [\d.]+s\b")
 _COUNTS = re.compile(rb"(\d+) (?:passed|failed|skipped|xfailed|xpassed|errors?)\b")
@@ -79,7 +82,7 @@ class Pytest(Reader):
 
     def _results(self, text: bytes) -> int:
         if match := _DOTS.match(text):
-            return len(match[1])
+            return len(match[1]) - sum(match[1].count(letter) for letter in _SUBTESTS)
         return 1 if _VERBOSE.search(text) else 0
 
     def fraction(self, unfinished: bytes, elapsed_s: float) -> float | None:
