@@ -78,8 +78,8 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
     stdout and stderr merged, and all but the first and last half of ``max_output_bytes`` dropped;
     or, with ``passthrough``, the caller's own stdio is used. ``timeout_s`` is wall time. ``hint``: what it
     is expected to need; without one, that of ``AGENT_RESOURCE_HINT`` counts (see ``hints``).
-    ``tap``: progress that a shell command hides by a pipe is looked at too, where it is asked for (see
-    ``tapping``).
+    ``tap``: progress that a shell command hides by a pipe is looked at too, where somebody listens, for
+    which its text is changed (see ``tapping``).
     """
 
     argv: Sequence[str] = ()
@@ -94,7 +94,7 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     max_output_bytes: int = 1 << 20
     passthrough: bool = False
-    tap: bool = True
+    tap: bool = False
 
     def __post_init__(self) -> None:
         if bool(self.argv) == bool(self.command):

@@ -56,7 +56,9 @@ def test_a_pytest_behind_tail_tells_and_prints_the_same(backend: str, tmp_path: 
     command = f"{PYTEST} 2>&1 | tail -2; echo status $?"
     seen: list[Progress] = []
     with Sandbox.open("tapping", backend=backend) as sandbox:
-        result = sandbox.run(ToolSpec(command=command, cwd=str(tmp_path), env=env), on_progress=seen.append)
+        result = sandbox.run(
+            ToolSpec(command=command, cwd=str(tmp_path), env=env, tap=True), on_progress=seen.append
+        )
     shares = [progress.done_fraction for progress in seen if progress.done_fraction is not None]
     assert len(shares) >= 3
     assert shares == sorted(shares)
@@ -71,13 +73,13 @@ def unheard(progress: Progress) -> None:
 
 
 def test_a_filter_that_ends_early_ends_the_command(plain: Sandbox) -> None:
-    fake = ToolSpec(command="pytest() { yes; }; pytest 2>&1 | head -n 1", timeout_s=20)
+    fake = ToolSpec(command="pytest() { yes; }; pytest 2>&1 | head -n 1", timeout_s=20, tap=True)
     assert plain.run(fake, on_progress=unheard).text == "y\n"
 
 
 def test_there_is_a_tap_only_for_who_listens_and_wants_it(plain: Sandbox) -> None:
     command = "pytest() { ls -l /proc/self/fd; }; pytest | cat"
-    tap = plain.run(ToolSpec(command=command), on_progress=unheard).text.count("\n")
-    silent = plain.run(ToolSpec(command=command)).text.count("\n")
-    unwanted = plain.run(ToolSpec(command=command, tap=False), on_progress=unheard).text.count("\n")
+    tap = plain.run(ToolSpec(command=command, tap=True), on_progress=unheard).text.count("\n")
+    silent = plain.run(ToolSpec(command=command, tap=True)).text.count("\n")
+    unwanted = plain.run(ToolSpec(command=command), on_progress=unheard).text.count("\n")
     assert tap > silent == unwanted

@@ -73,7 +73,7 @@ def made_tools(repeats: int, sandbox: Sandbox, console: Console) -> Iterator[Row
             with tempfile.TemporaryDirectory() as folder:
                 size = math.exp(chance.uniform(*map(math.log, SIZES_S)))
                 command = tool.prepare(Path(folder), size, chance)
-                spec = ToolSpec(command=command, cwd=folder, env=environment(), timeout_s=120)
+                spec = ToolSpec(command=command, cwd=folder, env=environment(), timeout_s=120, tap=True)
                 # The same text in another folder is another command: nothing is remembered but its class.
                 yield _row("made", tool.name, spec, run(sandbox, spec), console)
                 if tool.again:
@@ -90,7 +90,7 @@ def agents_commands(names: Sequence[str], folder: Path, console: Console) -> Ite
         tasks.prepare_tree(task, tasks.fetch_sdist(task, cache), tree)
         with Sandbox.open(task.instance_id) as sandbox:
             for turn in tasks.load_turns(task.instance_id):
-                spec = ToolSpec(command=turn.command, cwd=str(tree), env=variables, timeout_s=120)
+                spec = ToolSpec(command=turn.command, cwd=str(tree), env=variables, timeout_s=120, tap=True)
                 row = _row("agents", task.package, spec, run(sandbox, spec), console)
                 if row["wall_s"] >= LEAST_S:
                     yield row
