@@ -15,6 +15,8 @@ The program's id comes from ``program`` in the environment's configuration, else
 
 from __future__ import annotations
 
+import atexit
+import functools
 import logging
 import os
 import platform
@@ -22,6 +24,7 @@ import subprocess
 import threading
 import uuid
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from minisweagent.exceptions import Submitted
@@ -36,6 +39,8 @@ from agentsched.sdk.tool_runs import ToolRun
 
 SUBMIT = "COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"
 TOOL = "bash"
+CLOSING = "agentsched-closing"
+"""Name of threads that end programs whose environments are gone."""
 
 _log = logging.getLogger("agentsched.sdk")
 
@@ -64,7 +69,9 @@ class SandboxEnvironment:
         self._sandbox = Sandbox.open(program=self.program, backend=self.config.backend)
         self._ended = threading.Event()
         # Also at the interpreter's exit, so that an agent that gives up ends its program too.
-        weakref.finalize(self, _close, self._sandbox, self.program, self._ended)
+        closing = functools.partial(_close, self._sandbox, self.program, self._ended)
+        atexit.register(closing)
+        weakref.finalize(self, _close_apart, closing).atexit = False
 
     def execute(
         self, action: dict[str, Any], cwd: str = "", *, timeout: float | None = None
@@ -156,6 +163,12 @@ def _end(program: str, ended: threading.Event) -> None:
         ended.set()
         reporter().report(ProgramClosed(program=program))
         reporter().flush()
+
+
+def _close_apart(closing: Callable[[], None]) -> None:
+    """The collector comes wherever it likes, also under a lock that closing needs: hence a thread."""
+    atexit.unregister(closing)
+    threading.Thread(target=closing, name=CLOSING).start()
 
 
 def _close(sandbox: Sandbox, program: str, ended: threading.Event) -> None:

@@ -1,6 +1,7 @@
 """The mini-swe-agent environment: runs commands as mini expects, and reports what they did."""
 
 import gc
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from minisweagent.environments import get_environment
 from minisweagent.environments.local import LocalEnvironment
 from minisweagent.exceptions import Submitted
 
-from agentsched.sdk.mini_swe_agent import SandboxEnvironment
+from agentsched.sdk.mini_swe_agent import CLOSING, SandboxEnvironment
 from tests.sdk.recording import Recording
 
 BURN = """python3 -c '
@@ -81,7 +82,26 @@ def test_an_agent_that_goes_away_closes_its_program(daemon: Recording) -> None:
     environment.execute({"command": "true"})
     del environment
     gc.collect()
+    all_closed()
     assert [event["program"] for event in daemon.named("ProgramClosed")] == ["p-2"]
+
+
+def test_the_collector_may_come_while_sandboxes_are_locked(daemon: Recording) -> None:
+    environment = SandboxEnvironment(program="p-3")
+    environment.execute({"command": "true"})
+    lock = environment._sandbox._lock
+    with lock:
+        del environment
+        gc.collect()
+    all_closed()
+    assert [event["program"] for event in daemon.named("ProgramClosed")] == ["p-3"]
+
+
+def all_closed() -> None:
+    """Wait for programs whose environments are gone."""
+    for thread in threading.enumerate():
+        if thread.name == CLOSING:
+            thread.join()
 
 
 def test_a_folder_that_is_not_there_is_told_to_the_model(environment: SandboxEnvironment) -> None:
