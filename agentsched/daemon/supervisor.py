@@ -19,7 +19,7 @@ class Supervisor:
 
     An engine that ends within ``fast_s`` of being ready is a fast failure. After ``max_fast`` of them
     in a row (None: never), or if the first one does not start at all, ``run`` gives up. An engine that has
-    calls and says nothing for ``stall_s`` is taken for hung, and ended.
+    calls and says nothing for ``stall_s`` is taken for hung, and ended (None: it watches itself).
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Supervisor:
         *,
         fast_s: float = 10.0,
         max_fast: int | None = 4,
-        stall_s: float = 120.0,
+        stall_s: float | None = None,
     ) -> None:
         self.ready = asyncio.Event()
         self._make = make
@@ -78,7 +78,8 @@ class Supervisor:
             try:
                 async with asyncio.timeout(self._stall_s) as limit:
                     async for report in engine.reports():
-                        limit.reschedule(loop.time() + self._stall_s)
+                        if self._stall_s is not None:
+                            limit.reschedule(loop.time() + self._stall_s)
                         self._host.post(report)
                     return
             except TimeoutError:

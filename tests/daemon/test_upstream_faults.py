@@ -54,6 +54,19 @@ async def test_an_error_of_the_server_is_the_answer(status: str, stream: bool) -
     assert len(double.requests) == 1, "it is not tried again"
 
 
+async def test_a_call_that_takes_long_is_no_server_that_hangs() -> None:
+    """Engines of our own are taken for hung after ``stall_s``; a server is polled, and may be busy for longer."""
+
+    async def answer(got: Got) -> None:
+        await asyncio.sleep(0.3)  # several times as long
+        await plainly(got)
+
+    double = Double(answer)
+    async with in_front_of(double, stall_s=0.05) as served:
+        assert (await served.post(CHAT, chat("hi")))[0] == 200
+    assert len(double.requests) == 1
+
+
 async def garbage(got: Got) -> None:
     await got.raw(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
 

@@ -80,6 +80,7 @@ class UpstreamDaemon(Daemon):
         await path.listen(sock=listening, backlog=BACKLOG)
 
     async def _start_engines(self) -> None:
+        # Such an engine says nothing while one call takes long; it polls its server instead.
         supervisors = [Supervisor(make, self._host, max_fast=None) for make in self._make_engines]
         self._stack.push_async_callback(self._stop_engine)
         self._supervision = asyncio.create_task(self._supervise_all(supervisors), name="engine supervisors")
