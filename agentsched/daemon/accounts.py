@@ -54,6 +54,10 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     requests_per_minute: PerMinute | None = None
     concurrent_calls: AtOnce | None = None
 
+    def stated(self) -> dict[str, Any]:
+        """The terms alone, by name, whatever else a subclass has."""
+        return {name: getattr(self, name) for name in Terms.__struct_fields__}
+
 
 class Tenant(Terms, frozen=True, kw_only=True):
     """One tenant. ``salt`` names whose KV its calls may find, and is another one when a deleted tenant's
@@ -145,10 +149,7 @@ class Accounts:
         """What the operator's file says now. A tenant of the same name that was made otherwise gives way, and
         its keys with it."""
         self._declared = {
-            each.name: Tenant(
-                name=each.name, salt=each.name, **{f: getattr(each, f) for f in Terms.__struct_fields__}
-            )
-            for each in declared.tenants
+            each.name: Tenant(name=each.name, salt=each.name, **each.stated()) for each in declared.tenants
         }
         keys = [Key(tenant=ADMIN, hash=hash_, label="declared") for hash_ in declared.admin_keys]
         for each in declared.tenants:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -206,7 +206,7 @@ class AdminApi:
 
     def create(self, asked: Asked) -> Answer:
         new: NewTenant = asked.body
-        self._accounts.create(new.name, {name: getattr(new, name) for name in Terms.__struct_fields__})
+        self._accounts.create(new.name, new.stated())
         return Answer(self._info(new.name), status=201)
 
     def show(self, asked: Asked) -> Answer:
@@ -214,8 +214,7 @@ class AdminApi:
 
     def change(self, asked: Asked) -> Answer:
         changed: ChangedTerms = asked.body
-        said: dict[str, Any] = {name: getattr(changed, name) for name in Terms.__struct_fields__}
-        terms = {name: value for name, value in said.items() if value is not UNSET}
+        terms = {name: value for name, value in msgspec.structs.asdict(changed).items() if value is not UNSET}
         self._accounts.update(asked.path["tenant"], terms)
         return Answer(self._info(asked.path["tenant"]))
 

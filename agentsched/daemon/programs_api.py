@@ -257,7 +257,7 @@ class ProgramsApi:
         self._meter.settle(time.monotonic())
         return Account(
             tenant=tenant.name,
-            terms=Terms(**{name: getattr(tenant, name) for name in Terms.__struct_fields__}),
+            terms=Terms(**tenant.stated()),
             charges=self._accounts.charges(tenant.name),
             open_programs=len(self._programs.of(tenant.name)),
             live_calls=tenancy.live,

@@ -135,10 +135,6 @@ class Daemon:
         self._patience.take(settings)
         self._care.off = settings.no_care
 
-    @property
-    def _policy(self) -> str:
-        return self._settings.policy
-
     async def wait(self) -> None:
         """Raises ``EngineGone`` once the engine has failed too often; else waits for ever."""
         assert self._supervision is not None
@@ -199,7 +195,7 @@ class Daemon:
     def _make_core(self, database: Database | None) -> Core:
         # An engine may outlive the daemon: it heeds the orders of the highest epoch that it has heard of.
         epoch = int(time.time()) if database is None else database.begin_epoch()
-        core = Core(make_policy(self._policy), epoch=epoch)
+        core = Core(make_policy(self._settings.policy), epoch=epoch)
         self._epoch = epoch
         if database is not None and (known := records.models(database)) is not None:
             try:
@@ -214,7 +210,7 @@ class Daemon:
             return None
         header = Header(
             agentsched=__version__,
-            policy=self._policy,
+            policy=settings.policy,
             epoch=self._epoch,
             started_unix_s=time.time(),
             run=self._run,

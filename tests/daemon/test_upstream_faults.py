@@ -55,7 +55,7 @@ async def test_an_error_of_the_server_is_the_answer(status: str, stream: bool) -
 
 
 async def test_a_call_that_takes_long_is_no_server_that_hangs() -> None:
-    """Engines of our own are taken for hung after ``stall_s``; a server is polled, and may be busy for longer."""
+    """Engines of our own are taken for hung after ``stall_s``. A server is polled, and may be busy longer."""
 
     async def answer(got: Got) -> None:
         await asyncio.sleep(0.3)  # several times as long

@@ -7,33 +7,21 @@ from __future__ import annotations
 
 import re
 
-from agentsched.cgroups.progress.reading import Reader
+from agentsched.cgroups.progress.reading import ShareReader
 
 _STEP = re.compile(rb"\[ *(?:(\d+)/(\d+)|(\d+)%)\] \S")
 
 
-class Build(Reader):
+class Build(ShareReader):
     """The last step said. ninja numbers a step when it begins or ends, by version; either does."""
 
     name = "build"
+    shown_by = "the build's numbered steps"
 
-    def __init__(self, expected: int = 0) -> None:
-        super().__init__(expected)
-        self._share: float | None = None
-
-    def line(self, text: bytes) -> None:
-        self._share = _share(text, self._share)
-
-    def fraction(self, unfinished: bytes, elapsed_s: float) -> float | None:
-        share = _share(unfinished, self._share)
-        self.source = "the build's numbered steps"
-        return share
-
-
-def _share(text: bytes, before: float | None) -> float | None:
-    match = _STEP.match(text)
-    if match is None:
-        return before
-    if match[3]:
-        return min(1.0, int(match[3]) / 100)
-    return min(1.0, int(match[1]) / int(match[2])) if int(match[2]) else before
+    def share(self, text: bytes, before: float | None) -> float | None:
+        match = _STEP.match(text)
+        if match is None:
+            return before
+        if match[3]:
+            return min(1.0, int(match[3]) / 100)
+        return min(1.0, int(match[1]) / int(match[2])) if int(match[2]) else before

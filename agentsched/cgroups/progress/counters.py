@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from agentsched.cgroups.progress.reading import Reader
+from agentsched.cgroups.progress.reading import Reader, ShareReader
 
 _COUNT = re.compile(
     rb"(?<![\d.])(\d{1,3})(?:\.(\d{1,3}))?\s?%|(?<![\d./])(\d{1,9})\s?(?:/|of)\s?(\d{1,9})(?![\d./])"
@@ -85,24 +85,13 @@ def _next(counter: Counter | None, share: float, total: int) -> Counter:
 _CURL = re.compile(rb"\s*(\d{1,3}) +[\d.]+[kMGTP]? +\d{1,3} +[\d.]+[kMGTP]? +\d{1,3} +\d")
 
 
-class Curl(Reader):
+class Curl(ShareReader):
     """The first column of curl's meter."""
 
     name = "curl"
+    shown_by = "curl's meter"
 
-    def __init__(self, expected: int = 0) -> None:
-        super().__init__(expected)
-        self._share: float | None = None
-
-    def line(self, text: bytes) -> None:
-        self._share = self._read(text, self._share)
-
-    def fraction(self, unfinished: bytes, elapsed_s: float) -> float | None:
-        self.source = "curl's meter"
-        return self._read(unfinished, self._share)
-
-    @staticmethod
-    def _read(text: bytes, before: float | None) -> float | None:
+    def share(self, text: bytes, before: float | None) -> float | None:
         match = _CURL.match(text)
         if match is None:
             return before
@@ -110,24 +99,17 @@ class Curl(Reader):
         return min(NEARLY, int(match[1]) / 100) if int(match[1]) else before
 
 
-class Phases(Reader):
+class Phases(ShareReader):
     """Percent within named phases, each of which has a share of the whole: git's."""
 
     name = "phases"
+    shown_by = "the phases that it names"
 
     def __init__(self, phases: Sequence[tuple[bytes, float, float]]) -> None:
         super().__init__()
         self._phases = phases
-        self._share: float | None = None
 
-    def line(self, text: bytes) -> None:
-        self._share = self._read(text, self._share)
-
-    def fraction(self, unfinished: bytes, elapsed_s: float) -> float | None:
-        self.source = "the phases that it names"
-        return self._read(unfinished, self._share)
-
-    def _read(self, text: bytes, before: float | None) -> float | None:
+    def share(self, text: bytes, before: float | None) -> float | None:
         for label, begin, end in self._phases:
             at = text.find(label)
             if at >= 0 and (match := re.match(rb":\s+(\d{1,3})%", text[at + len(label) :])):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from agentsched.cgroups.progress.reading import Reader
+from agentsched.cgroups.progress.reading import Reader, ShareReader
 
 _STEP = re.compile(rb"\[(\d+)/(\d+)\] \S")
 _PNPM = re.compile(rb"Progress: resolved (\d+), reused \d+, downloaded \d+, added (\d+)(, done)?")
@@ -16,29 +16,18 @@ RESOLVING_GROWS = 0.9
 """pnpm resolves while it adds, so that its total grows: at most so much is done before it says so."""
 
 
-class Install(Reader):
+class Install(ShareReader):
     """yarn's steps and pnpm's packages."""
 
     name = "node-install"
+    shown_by = "the installer's steps"
 
-    def __init__(self, expected: int = 0) -> None:
-        super().__init__(expected)
-        self._share: float | None = None
-
-    def line(self, text: bytes) -> None:
-        self._share = self._read(text, self._share)
-
-    def fraction(self, unfinished: bytes, elapsed_s: float) -> float | None:
-        share = self._read(unfinished, self._share)
-        self.source = "the installer's steps"
-        return share
-
-    def _read(self, text: bytes, share: float | None) -> float | None:
+    def share(self, text: bytes, before: float | None) -> float | None:
         if match := _STEP.match(text):
             return min(1.0, max(0, int(match[1]) - 1) / max(1, int(match[2])))
         if match := _PNPM.search(text):
             return 1.0 if match[3] else min(RESOLVING_GROWS, int(match[2]) / max(1, int(match[1])))
-        return share
+        return before
 
 
 _PLAN = re.compile(rb"1\.\.(\d+)\b")

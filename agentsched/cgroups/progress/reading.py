@@ -46,6 +46,27 @@ class Reader:
         return None
 
 
+class ShareReader(Reader):
+    """A tool whose lines tell the share itself. ``shown_by`` says where."""
+
+    shown_by = ""
+
+    def __init__(self, expected: int = 0) -> None:
+        super().__init__(expected)
+        self._share: float | None = None
+
+    def line(self, text: bytes) -> None:
+        self._share = self.share(text, self._share)
+
+    def fraction(self, unfinished: bytes, elapsed_s: float) -> float | None:
+        self.source = self.shown_by
+        return self.share(unfinished, self._share)
+
+    def share(self, text: bytes, before: float | None) -> float | None:
+        """What a line tells; ``before`` if it tells nothing."""
+        raise NotImplementedError
+
+
 def plain(line: bytes) -> bytes:
     """A line without terminal escape sequences."""
     return _ESCAPES.sub(b"", line) if b"\x1b" in line or b"\x08" in line or b"\x00" in line else line

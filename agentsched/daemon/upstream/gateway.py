@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from functools import partial
 from typing import cast
 
@@ -51,8 +52,8 @@ class PassGateway(Gateway):
         self._pass_delivery = delivery
         self._api_key = api_key
 
-    def _passed_headers(self, http: web.Request) -> list[Header]:
-        return headers_on(http.raw_headers, self._api_key, ours=self._access.locked)
+    def _passed_headers(self, headers: Iterable[Header]) -> list[Header]:
+        return headers_on(headers, self._api_key, ours=self._access.locked)
 
     def _agents_routes(self, base: str) -> list[web.RouteDef]:
         return [
@@ -109,8 +110,8 @@ class PassGateway(Gateway):
             ask,
             asked,
             Request(chat=asked.chat, raw=asked.signals, writer=writer, stream=asked.stream),
-            path=f"{path}?{incoming.query}" if incoming.query else path,
-            headers=headers_on(incoming.headers, self._api_key, ours=self._access.locked),
+            path=_asked_for(path, incoming.query),
+            headers=self._passed_headers(incoming.headers),
             body=asked.edits.applied(data),
             deadline_s=stated_deadline_s(headers.get(DEADLINE_HEADER)),
         )
@@ -145,8 +146,8 @@ class PassGateway(Gateway):
             path = "/" + path.split("/", 3)[3]
         outgoing = Outgoing(
             method=http.method,
-            path=path + _query(http),
-            headers=self._passed_headers(http),
+            path=_asked_for(path, http.rel_url.raw_query_string),
+            headers=self._passed_headers(http.raw_headers),
             body=data,
         )
         relay = Relay()
@@ -165,9 +166,8 @@ class PassGateway(Gateway):
             server.release(relay.connection)
 
 
-def _query(http: web.Request) -> str:
-    query = http.rel_url.raw_query_string
-    return f"?{query}" if query else ""
+def _asked_for(path: str, query: str) -> str:
+    return f"{path}?{query}" if query else path
 
 
 def _writer(asked: Asked, call: str, created_unix_s: int) -> Writer:

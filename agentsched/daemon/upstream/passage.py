@@ -43,10 +43,6 @@ class Sink:
     def over(self) -> bool:
         return self.ended or self.error is not None
 
-    @property
-    def held_bytes(self) -> int:
-        return self._bytes
-
     def begin(self, status: int, headers: Sequence[Header], pause: Callable[[Sink, bool], None]) -> None:
         """The engine answers. ``pause`` holds it back, or lets it go on."""
         self.status, self.headers, self._pause = status, headers, pause
