@@ -34,7 +34,7 @@ from pydantic import BaseModel
 from agentsched.cgroups import Sandbox, SandboxError, ToolResult, ToolSpec
 from agentsched.cgroups.hints import hint_of
 from agentsched.core.events import ProgramClosed
-from agentsched.sdk.reporting import reporter
+from agentsched.sdk.reporting import Reporter, reporter
 from agentsched.sdk.tool_runs import ToolRun
 
 SUBMIT = "COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"
@@ -69,7 +69,7 @@ class SandboxEnvironment:
         self._sandbox = Sandbox.open(program=self.program, backend=self.config.backend)
         self._ended = threading.Event()
         # Also at the interpreter's exit, so that an agent that gives up ends its program too.
-        closing = functools.partial(_close, self._sandbox, self.program, self._ended)
+        closing = functools.partial(_close, self._sandbox, self.program, self._ended, reporter())
         atexit.register(closing)
         weakref.finalize(self, _close_apart, closing).atexit = False
 
@@ -122,7 +122,7 @@ class SandboxEnvironment:
         first, _, rest = output["output"].lstrip().partition("\n")
         if first.strip() != SUBMIT or output["returncode"] != 0:
             return
-        _end(self.program, self._ended)
+        _end(self.program, self._ended, reporter())
         raise Submitted(
             {"role": "exit", "content": rest, "extra": {"exit_status": "Submitted", "submission": rest}}
         )
@@ -158,11 +158,11 @@ def _failure(error: Exception, output: str) -> dict[str, Any]:
     }
 
 
-def _end(program: str, ended: threading.Event) -> None:
+def _end(program: str, ended: threading.Event, daemon: Reporter) -> None:
     if not ended.is_set():
         ended.set()
-        reporter().report(ProgramClosed(program=program))
-        reporter().flush()
+        daemon.report(ProgramClosed(program=program))
+        daemon.flush()
 
 
 def _close_apart(closing: Callable[[], None]) -> None:
@@ -171,6 +171,7 @@ def _close_apart(closing: Callable[[], None]) -> None:
     threading.Thread(target=closing, name=CLOSING).start()
 
 
-def _close(sandbox: Sandbox, program: str, ended: threading.Event) -> None:
+def _close(sandbox: Sandbox, program: str, ended: threading.Event, daemon: Reporter) -> None:
+    """``daemon``: the one that the program was opened with, whichever is in use by now."""
     sandbox.close()
-    _end(program, ended)
+    _end(program, ended, daemon)

@@ -15,6 +15,7 @@ from minisweagent.environments.local import LocalEnvironment
 from minisweagent.exceptions import Submitted
 
 from agentsched.sdk.mini_swe_agent import CLOSING, SandboxEnvironment
+from agentsched.sdk.reporting import Reporter, use_reporter
 from tests.sdk.recording import Recording
 
 BURN = """python3 -c '
@@ -95,6 +96,19 @@ def test_the_collector_may_come_while_sandboxes_are_locked(daemon: Recording) ->
         gc.collect()
     all_closed()
     assert [event["program"] for event in daemon.named("ProgramClosed")] == ["p-3"]
+
+
+def test_a_late_end_is_told_to_the_daemon_of_its_program(daemon: Recording) -> None:
+    environment = SandboxEnvironment(program="p-4")
+    with Recording() as other:
+        reporter = Reporter(other.url)
+        use_reporter(reporter)
+        other.flush = reporter.flush
+        del environment
+        gc.collect()
+        all_closed()
+        assert other.named("ProgramClosed") == []
+    assert [event["program"] for event in daemon.named("ProgramClosed")] == ["p-4"]
 
 
 def all_closed() -> None:
