@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ R = TypeVar("R")
 
 HEADER = "x-agentsched-program"
 ANNOUNCED_WITHIN_S = 0.5
+MOST_NAME_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,12 @@ def headers() -> dict[str, str]:
     return {HEADER: program.id}
 
 
+@functools.cache
+def _in_headers(name: str) -> str:
+    """Names of agents are free text; ids travel in headers and logs."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")[:MOST_NAME_CHARS] or "program"
+
+
 @contextlib.contextmanager
 def program(
     name: str, *, id: str | None = None, expected_calls: int = 0, deadline_s: float | None = None
@@ -71,7 +79,7 @@ def program(
     beforehand helps to schedule it: ``expected_calls`` in all (0: not known), and the seconds from now
     within which it should end."""
     parent, daemon = _program.get(), reporter()
-    identity = id or f"{name}-{uuid.uuid4().hex[:12]}"
+    identity = id or f"{_in_headers(name)}-{uuid.uuid4().hex[:12]}"
     announced = None
     if daemon.heard():
         daemon.report(

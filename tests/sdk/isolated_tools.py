@@ -65,7 +65,7 @@ def chatter() -> None:
 @tool(isolated=True)
 def whose() -> tuple[str | None, dict[str, str], str | None]:
     running = current_program()
-    return running and running.id, headers(), os.environ.get("AGENTSCHED_PROGRAM")
+    return running.id if running else None, headers(), os.environ.get("AGENTSCHED_PROGRAM")
 
 
 @tool(isolated=True)
