@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import multiprocessing.spawn
 import os
@@ -86,4 +85,8 @@ def _found(call: IO[bytes]) -> tuple[Asked, Callable[..., Any]]:
 def _run(asked: Asked, function: Callable[..., Any]) -> Any:
     with inside(Program(*asked.program)) if asked.program else nullcontext():
         value = function(*asked.args, **asked.kwargs)
-        return asyncio.run(value) if inspect.iscoroutine(value) else value
+        if not inspect.iscoroutine(value):
+            return value
+        import asyncio
+
+        return asyncio.run(value)
