@@ -179,6 +179,10 @@ def test_the_site_builds_and_fetches_nothing_from_elsewhere(site: Path) -> None:
     pages = sorted(site.glob("*.html"))
     assert len(pages) > 15
     assert {page.name: found for page in pages if (found := fetched.findall(page.read_text("utf-8")))} == {}
+    # what the theme's scripts would fetch, were it asked for on a page
+    assert not [
+        page.name for page in pages if re.search(r'unpkg\.com|class="mermaid"', page.read_text("utf-8"))
+    ]
 
 
 def test_pictures_are_part_of_their_pages(site: Path) -> None:

@@ -49,7 +49,8 @@ def test_the_function_knows_its_program(daemon: Recording) -> None:
 
 async def test_async_tools_run_side_by_side(daemon: Recording) -> None:
     with program("p", id="p-1"):
-        assert await asyncio.gather(tools.nap(0.01), tools.nap(0.01)) == ["rested"] * 2
+        said = await asyncio.gather(*[tools.nap(0.01) for _ in range(2)])
+    assert said == ["rested", "rested"]
     finished = daemon.named("ToolFinished")
     assert len({event["tool_call"] for event in finished}) == 2
     assert [event["tool"] for event in daemon.named("ToolStarted")] == ["napper", "napper"]
