@@ -11,6 +11,7 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -124,6 +125,9 @@ def until_ready(port: int, server: subprocess.Popen[bytes]) -> bool:
     "page", [page for page in PAGES if page.name not in UNMARKED], ids=lambda page: page.name
 )
 def test_the_commands_of_a_page_run(page: Path, tmp_path: Path, shell: dict[str, str]) -> None:
+    missing = [tool for tool in ("curl",) if f"{tool} " in page.read_text("utf-8") and not shutil.which(tool)]
+    if missing:
+        pytest.skip(f"needs {missing}")
     port = free_port()
     folder = tmp_path / "user"
     folder.mkdir()
@@ -148,6 +152,14 @@ def test_what_is_not_run_says_why(page: Path) -> None:
     assert not silent
     marks = [block.mark for block in blocks(page) if block.mark]
     assert all(re.match(r"(not run( here)?: |in the background)", mark) for mark in marks), marks
+
+
+def test_commands_are_fenced_as_such() -> None:
+    """Else they would be run by nobody, and nobody would know."""
+    begin = r"(?:^```\n|^    )(?:[A-Z_]+=\S+ )*(?:agentsched|scripts/|pip|python|curl|mini)\b.*$"
+    hidden = re.compile(begin, re.MULTILINE)
+    found = {page.name: hidden.findall(page.read_text("utf-8")) for page in DOCS.glob("*.md")}
+    assert {name: lines for name, lines in found.items() if lines and name not in UNMARKED} == {}
 
 
 def test_python_on_the_pages_is_python() -> None:

@@ -16,6 +16,7 @@ from agentsched.sdk.tool_runs import Run, say_unenforced
 
 _CHUNK = 1 << 16
 _LONGEST_LINE = 64 << 20
+_DRAIN_S = 5.0
 _WRAPPER_FAILED = 125
 
 
@@ -191,8 +192,8 @@ class Between:
         threading.Thread(target=self._pass_requests, name="mcp-requests", daemon=True).start()
 
     def finish(self) -> None:
-        """The server has ended."""
-        self._answers.join()
+        """The server has ended. What a process that got away still holds open is not waited for."""
+        self._answers.join(_DRAIN_S)
         self._reports.end()
 
     def _pass_requests(self) -> None:

@@ -77,29 +77,25 @@ def program(
 ) -> Iterator[Program]:
     """Run a block as one program, also around ``await``; ``id`` defaults to a fresh one. What is known
     beforehand helps to schedule it: ``expected_calls`` in all (0: not known), and the seconds from now
-    within which it should end."""
+    within which it should end. Raises ``ValueError`` for what cannot be expected."""
     parent, daemon = _program.get(), reporter()
     identity = id or f"{_in_headers(name)}-{uuid.uuid4().hex[:12]}"
-    announced = None
-    if daemon.heard():
-        daemon.report(
-            ProgramOpened(
-                program=identity,
-                parent=parent.id if parent else "",
-                expected_calls=expected_calls,
-                deadline_s=deadline_s,
-            )
+    daemon.report(
+        ProgramOpened(
+            program=identity,
+            parent=parent.id if parent else "",
+            expected_calls=expected_calls,
+            deadline_s=deadline_s,
         )
-        if parent or expected_calls or deadline_s is not None:
-            announced = daemon.mark()
-    opened = Program(identity, name, parent, announced)
+    )
+    says_more = parent or expected_calls or deadline_s is not None
+    opened = Program(identity, name, parent, daemon.mark() if says_more else None)
     token = _program.set(opened)
     try:
         yield opened
     finally:
         _program.reset(token)
-        if daemon.heard():
-            daemon.report(ProgramClosed(program=identity))
+        daemon.report(ProgramClosed(program=identity))
 
 
 @contextlib.contextmanager

@@ -24,14 +24,14 @@ CODE = "python_interpreter"
 class _Program:
     """What both agents have in common: a run is a program."""
 
-    def run(self, task: str, stream: bool = False, **options: Any) -> Any:
+    def run(self, task: str, stream: bool = False, *more: Any, **options: Any) -> Any:
         """As smolagents' own. With ``stream`` the program lasts until the steps are all taken."""
         title = getattr(self, "name", None) or type(self).__name__
         running: Callable[..., Any] = super().run  # type: ignore[misc]
         if stream:
-            return _streamed(title, lambda: running(task, stream=True, **options))
+            return _streamed(title, lambda: running(task, True, *more, **options))
         with program(title):
-            return running(task, **options)
+            return running(task, False, *more, **options)
 
 
 def _streamed(title: str, run: Callable[[], Iterator[Any]]) -> Iterator[Any]:
