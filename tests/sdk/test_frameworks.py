@@ -97,6 +97,22 @@ class TestOpenAIAgents:
             await task
         assert of_tools(daemon) == [("look_up", 130)]
 
+    async def test_a_streamed_run(self, url: str, daemon: Recording) -> None:
+        from agents import Agent, OpenAIChatCompletionsModel, Runner, function_tool
+        from openai import AsyncOpenAI
+
+        from agentsched.sdk.openai_agents import reported
+
+        tool = function_tool(lambda key: key, name_override="look_up")
+        async with instrument(AsyncOpenAI(base_url=url, api_key="none")) as client:
+            model = OpenAIChatCompletionsModel(model="simulated", openai_client=client)
+            with reported("mine", expected_calls=2) as hooks:
+                streamed = Runner.run_streamed(Agent(name="a", tools=[tool], model=model), "go", hooks=hooks)
+                seen = [event.type async for event in streamed.stream_events()]
+        assert "raw_response_event" in seen
+        assert of_tools(daemon) == [("look_up", 0)]
+        assert [event["expected_calls"] for event in daemon.named("ProgramOpened")] == [2]
+
     async def test_own_hooks_are_told_too(self, url: str, daemon: Recording) -> None:
         from agents import RunHooks, function_tool
 
