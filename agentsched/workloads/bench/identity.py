@@ -39,6 +39,7 @@ from rich.table import Table
 from agentsched import __version__
 from agentsched.daemon.identity import Ask, Claim, Identities, call_digest
 from agentsched.daemon.signals import KINDS
+from agentsched.engines.byte_frontend import Mind
 from agentsched.workloads.acting import ActingMind
 from agentsched.workloads.acting_daemon import acting_daemon
 from agentsched.workloads.live_clients import PYTHON_CLIENTS, TRUTH_HEADER, Driver, Run, node_clients
@@ -143,9 +144,8 @@ def scores(pairs: list[tuple[str, Any]]) -> tuple[float, float]:
 
 
 @contextmanager
-def served(turns: int, identities: Identities, *, vary: bool) -> Iterator[str]:
+def served(mind: Mind, identities: Identities) -> Iterator[str]:
     """A daemon in a thread of its own; gives its URL."""
-    mind = ActingMind(turns, vary=vary, delegate=DELEGATE)
     with acting_daemon(mind, make_identities=lambda _: identities) as url:
         yield url
 
@@ -248,7 +248,8 @@ def main(
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     console, began_s = Console(width=180), time.monotonic()
     known = Listening()
-    with tempfile.TemporaryDirectory() as folder, served(turns, known, vary=not same_answers) as url:
+    mind = ActingMind(turns, vary=not same_answers, delegate=DELEGATE)
+    with tempfile.TemporaryDirectory() as folder, served(mind, known) as url:
         failed = drive(PYTHON_CLIENTS, runs, url, workers, Path(folder))
         if npm is not None:
             failed += drive(node_clients(npm.resolve()), node_runs, url, 4, Path(folder))
