@@ -269,6 +269,8 @@ class State(Models):
 
     def _finished(self, program: Program, event: ev.CallFinished) -> None:
         program.calls_done += 1
+        if program.calls_done == 1:  # counted now; at its start it was perhaps guessed
+            program.shared_tokens = min(event.cached_tokens, event.prompt_tokens)
         tokens = event.prompt_tokens + event.output_tokens
         # One small call beside a large context is a title or a summary; two are a context begun anew.
         program.context_shrank = 2 * tokens < program.context_tokens and not program.context_shrank

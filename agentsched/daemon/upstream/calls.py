@@ -166,7 +166,7 @@ class PassedCalls(Calls):
         if passage.status >= 400:
             self._end_badly(call, ApiError(passage.status, f"the engine answered {passage.status}"))
             return
-        done = self._counted(call, seen)
+        done = self._counted(call, seen, server.name)
         if sending.first_s is not None:
             server.computed(
                 prefilled_tokens=done.prompt_tokens - done.cached_tokens,
@@ -187,7 +187,7 @@ class PassedCalls(Calls):
         call.ending = Ending("tool_calls" if seen.tools else "stop", usage)
         call.notify()
 
-    def _counted(self, call: PassedCall, seen: Seen) -> ev.CallFinished:
+    def _counted(self, call: PassedCall, seen: Seen, server: str) -> ev.CallFinished:
         """The end of a call, with the server's figures where it gave them; its tool calls lead back here."""
         prompt = call.prompt_tokens if seen.prompt_tokens is None else seen.prompt_tokens
         output = self._estimates.text_tokens(seen.text) if seen.output_tokens is None else seen.output_tokens
@@ -209,6 +209,9 @@ class PassedCalls(Calls):
             prompt_tokens=prompt,
             cached_tokens=min(prompt, seen.cached_tokens or 0),
             output_tokens=output,
+            recomputed_tokens=self._estimates.recomputed_tokens(
+                call.program, server, prompt=prompt, cached=seen.cached_tokens
+            ),
             tool_calls=tuple(refs),
         )
 

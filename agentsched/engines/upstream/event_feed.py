@@ -52,12 +52,18 @@ class EventFeed:
         for rank in range(len(self._at.replays)):
             await self._repeat(rank, 0, None)
         self._task = asyncio.create_task(self._listen(socket), name=f"KV events of {self._name}")
+        self._task.add_done_callback(self._over)
 
     async def close(self) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         self._context.destroy(linger=0)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.ledger.cleared()
+            _log.error("engine %s: its KV events are listened to no more", self._name, exc_info=error)
 
     async def _listen(self, socket: zmq.asyncio.Socket) -> None:
         while True:

@@ -20,7 +20,7 @@ ON_DEVICE = (None, "GPU")
 FIRST_GROUP = (None, 0)
 """Models with several kinds of attention name their blocks once for each; the first stands for all."""
 
-_Hash = int | bytes | str
+_Hash = int | bytes
 
 
 class Unreadable(Exception):
