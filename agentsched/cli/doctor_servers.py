@@ -39,17 +39,13 @@ def _server(url: str) -> Iterator[Check]:
     service = dialect_of(told, declared, plugin=plugin, fields=True).service
     does = "; ".join(service.does) or "calls are let in and placed"
     kind = f"{told.kind} {told.version}".rstrip()
-    yield Check(
-        address.name,
-        "ok",
-        f"{kind}, {told.capacity_tokens:,} tokens of KV, service: {service.level} ({does})",
-    )
+    found = f"{kind}, {told.capacity_tokens:,} tokens of KV, service: {service.level} ({does})"
+    yield Check(address.name, "ok", found)
     if plugin:
         yield Check("its channel", "partial", "not tried", "a daemon may be using it", "see the daemon's log")
     if not told.capacity_tokens:
-        yield Check(
-            "its KV", "missing", "it does not tell", "the daemon cannot start", "--upstream-kv-tokens"
-        )
+        remedy = "say it with --upstream-kv-tokens"
+        yield Check("its KV", "missing", "it does not tell", "the daemon cannot start", remedy)
     for lack in service.lacks:
         yield Check("not had of it", "missing", lack.what, lack.what, lack.remedy)
 

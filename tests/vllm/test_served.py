@@ -128,7 +128,7 @@ async def test_calls_that_wait_in_the_server_go_by_the_ranks_of_their_programs(s
             await call(served, program, 60, seed=seed, output=output)
             ended.append(program)
 
-        running = asyncio.create_task(one("running", 20, 800))
+        running = asyncio.create_task(one("running", 20, 2_500))
         await until(partial(_sent, engine, 1), "one runs")
         waiting = []
         for seed, program in enumerate(keys, 21):
