@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -338,5 +339,6 @@ class UpstreamEngine:
 
     def _report(self, *, snapshot: bool = False) -> StepReport:
         self._news = False
+        self._orders.expire(time.monotonic())
         ledger = None if self._feed is None else self._feed.ledger
         return self._evidence.report(self._reading, ledger, snapshot=snapshot)

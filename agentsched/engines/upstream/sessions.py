@@ -14,7 +14,7 @@ from agentsched.core.standing import StandingOrders
 from agentsched.engines.upstream.dialect import session_of
 from agentsched.engines.upstream.pool import Outgoing, Pool, exchanged
 from agentsched.engines.upstream.soft_pins import SoftPins
-from agentsched.engines.upstream.wire import Header, UpstreamFault
+from agentsched.engines.upstream.wire import Fault, Header, UpstreamFault
 
 _log = logging.getLogger(__name__)
 
@@ -73,16 +73,23 @@ class Sessions:
     async def _close_all(self) -> None:
         while True:
             program = await self._due.get()
-            body = msgspec.json.encode({"session_id": session_of(program)})
             try:
-                answer = await exchanged(
-                    self._pool, Outgoing(path="/close_session", headers=self._headers, body=body), CLOSE_S
-                )
+                try:
+                    await self._close(program)
+                except UpstreamFault as fault:
+                    if fault.fault is not Fault.STALE:
+                        raise
+                    await self._close(program)
             except UpstreamFault as fault:
-                self._fail(str(fault))
-                continue
-            if answer.status >= 400:
-                self._fail(f"status {answer.status}")
+                if fault.fault is not Fault.REFUSED:  # else it is gone, and with it all sessions
+                    self._fail(str(fault))
+
+    async def _close(self, program: str) -> None:
+        body = msgspec.json.encode({"session_id": session_of(program)})
+        outgoing = Outgoing(path="/close_session", headers=self._headers, body=body)
+        answer = await exchanged(self._pool, outgoing, CLOSE_S)
+        if answer.status >= 400:
+            self._fail(f"status {answer.status}")
 
     def _fail(self, why: str) -> None:
         """Said once: what is not unpinned goes by recency among what is pinned."""
