@@ -224,7 +224,7 @@ def test_a_third_party_package_is_imported_only_by_its_adapters(package: str) ->
     assert not strays, f"{package} belongs to {ADAPTERS[package]}"
 
 
-USED = ("engine", "gpu", "demo", "bench", "clients", "otel", "fast", "sglang")
+USED = ("engine", "gpu", "demo", "bench", "clients", "kv-events", "otel", "fast", "sglang")
 
 
 def test_what_is_imported_is_declared() -> None:

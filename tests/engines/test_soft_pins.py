@@ -127,3 +127,10 @@ def test_orders_that_are_replaced_do_not_pile_up() -> None:
     assert len(it.pins._due) < 200
     assert it.pins.closing(1e6 + 998.0) == []
     assert it.pins.closing(1e6 + 999.0) == ["p"]
+
+
+def test_a_session_of_an_earlier_daemon_is_closed_when_its_program_is_released() -> None:
+    it = Pins()
+    it.release("theirs", 1.0)
+    assert it.pins.closing(1.0) == ["theirs"]
+    assert len(it.pins) == 0

@@ -63,14 +63,15 @@ class Words(NamedTuple):
     read: Callable[[bytes, int], Reading | None]
 
 
-_SALT = Word("cache_salt", _OPENAI)
+SALT = "cache_salt"
+_SALT = Word(SALT, _OPENAI)
 _SGLANG = Words(Word("session_id", _OPENAI), Word("priority", _OPENAI), _SALT, read_sglang)
 # The plugin reads the routing key, which SGLang does not hand on in the responses API.
 _PLUGIN = _SGLANG._replace(session=Word("session_id", frozenset({RESPONSES}), b"x-smg-routing-key"))
 _VLLM = Words(
     Word(header=b"x-session-id"),
     Word("priority", _OPENAI, b"x-vllm-priority"),
-    Word("cache_salt", frozenset(PATHS)),
+    Word(SALT, frozenset(PATHS)),
     read_vllm,
 )
 

@@ -27,7 +27,7 @@ from agentsched.engines.contract import Capabilities, EngineGone
 from agentsched.engines.sglang.place import socket_path
 from agentsched.engines.streams import renamed
 from agentsched.engines.upstream.declared import apart
-from agentsched.engines.upstream.dialect import NOTHING, Added, Dialect, dialect_of
+from agentsched.engines.upstream.dialect import NOTHING, SALT, Added, Dialect, dialect_of
 from agentsched.engines.upstream.evidence import Evidence
 from agentsched.engines.upstream.orders import NoChannel, OrdersLink
 from agentsched.engines.upstream.pool import Address, Outgoing, Pool, fetch
@@ -182,8 +182,9 @@ class UpstreamEngine:
         self._look.set()
 
     def _hear(self) -> None:
-        self._news = True
-        self._look.set()
+        if not self._news:
+            self._news = True
+            self._look.set()
 
     async def send(self, outgoing: Outgoing, exchange: Exchange) -> Connection:
         """Send a request; its exchange hears of the answer. ``release`` the connection afterwards.
@@ -209,7 +210,7 @@ class UpstreamEngine:
             rank=self._orders.rank(program) if engaged else None,
             salt=salt,
         )
-        if salt and salt not in added.fields.values() and path not in self._unsalted:
+        if salt and SALT not in added.fields and path not in self._unsalted:
             self._unsalted.add(path)
             _log.warning(
                 "engine %s cannot be told at %s whose KV a call may find: tenants find each other's there",

@@ -14,7 +14,7 @@ import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from agentsched.core.decisions import EngineOrder, EngineTerms, Retain
+from agentsched.core.decisions import EngineOrder, EngineTerms, Release, Retain
 from agentsched.core.standing import StandingOrders
 
 FEW_DUE = 64
@@ -48,9 +48,14 @@ class SoftPins:
         for order in orders:
             if isinstance(order, EngineTerms):
                 self.used = False
-            else:
-                self.used = self.used or isinstance(order, Retain)
-                self._look(order.program, now)
+                continue
+            self.used = self.used or isinstance(order, Retain)
+            session = self._sessions.get(order.program)
+            if session is None and isinstance(order, Release):
+                # An earlier daemon may have opened one; closing what is none changes nothing there.
+                session = self._sessions[order.program] = _Session()
+            if session is not None and not session.live:
+                self._again(order.program, session, now)
 
     def began(self, program: str) -> None:
         """A call of it is sent, in its session."""
@@ -82,11 +87,6 @@ class SoftPins:
     def next_s(self) -> float | None:
         """When to ask again, monotonic seconds."""
         return self._due[0][0] if self._due else None
-
-    def _look(self, program: str, now: float) -> None:
-        session = self._sessions.get(program)
-        if session is not None and not session.live:
-            self._again(program, session, now)
 
     def _again(self, program: str, session: _Session, due_s: float) -> None:
         session.due_s = due_s
