@@ -51,7 +51,12 @@ def vllm(said: str = "", *, fields: bool = True, info: dict[str, Any] | None = N
 def test_a_stock_sglang_has_its_calls_let_in_and_placed() -> None:
     dialect = sglang()
     assert dialect.service.level == "order"
-    assert {lack.what for lack in dialect.service.lacks} == {"pins", "order", "what is held for whom"}
+    assert {lack.what for lack in dialect.service.lacks} == {
+        "pins",
+        "order",
+        "all of this for /v1/messages",
+        "what is held for whom",
+    }
     for path in PATHS:
         assert dialect.added(path, program="p", rank=1.0, salt="") == ({}, {}, "")
 
@@ -66,6 +71,15 @@ def test_an_sglang_with_sessions_and_priorities_is_told_both() -> None:
         assert fields == {"session_id": "%2F%2Facme%2Fp%20q", "priority": -7, "cache_salt": "acme#1"}
         assert session == "//acme/p q"
     assert dialect.added(MESSAGES, program="p", **EVERYTHING) == ({}, {}, "")
+
+
+def test_a_session_of_the_clients_own_is_left_alone() -> None:
+    """SGLang refuses a request with both."""
+    dialect = sglang(enable_session_radix_cache=True)
+    added = dialect.added(CHAT, program="p", rank=None, salt="", own_session=True)
+    assert added == ({}, {}, "")
+    plugin = sglang(plugin=True)
+    assert plugin.added(CHAT, program="p", rank=None, salt="", own_session=True).headers
 
 
 def test_lower_ranks_go_first_whichever_way_a_server_counts() -> None:

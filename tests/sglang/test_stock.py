@@ -21,8 +21,8 @@ from agentsched.daemon.settings import Settings
 from agentsched.daemon.upstream.server import UpstreamDaemon
 from agentsched.engines.upstream.engine import UpstreamEngine, UpstreamSettings
 from tests.daemon.keyed import ACME, BOLT, two_tenants
-from tests.daemon.serving import Served, until
-from tests.sglang.serving import SglangServer, free_port, prompt
+from tests.daemon.serving import Served, quiet_port, until
+from tests.sglang.serving import SglangServer, prompt
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -34,7 +34,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Sgl
     for file in model.iterdir():
         if file.suffix == ".json":
             (folder / file.name).write_bytes(file.read_bytes())
-    events = {"publisher": "zmq", "endpoint": f"tcp://*:{free_port()}", "topic": "kv"}
+    events = {"publisher": "zmq", "endpoint": f"tcp://*:{quiet_port()}", "topic": "kv"}
     flags = (
         "--enable-session-radix-cache --enable-priority-scheduling --disable-priority-preemption "
         "--default-priority-value 0 --max-running-requests 1"

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agentsched.engines.tied import tied
+from tests.daemon.serving import quiet_port
 from tests.sglang import model
-from tests.sglang.serving import SglangServer, free_port
+from tests.sglang.serving import SglangServer
 
 ROOT = Path(__file__).parents[2]
 PYTHON_VARIABLE = "AGENTSCHED_VLLM_PYTHON"
@@ -53,8 +54,8 @@ def missing() -> str | None:
 class VllmServer(SglangServer):
     """One server, started as SGLang's is."""
 
-    events_port: int = field(default_factory=free_port)
-    replay_port: int = field(default_factory=free_port)
+    events_port: int = field(default_factory=quiet_port)
+    replay_port: int = field(default_factory=quiet_port)
 
     @property
     def said(self) -> str:

@@ -128,9 +128,16 @@ class PassedCalls(Calls):
 
         passage = call.passage = Passage(call, first_token)
         headers, body = call.headers, call.body
-        added = server.added(call.asked.path, call.program, _salt(call), engaged=self._host.engaged)
+        asked = call.asked
+        added = server.added(
+            asked.path,
+            call.program,
+            _salt(call),
+            engaged=self._host.engaged,
+            own_session="session_params" in asked.signals,
+        )
         if added is not NOTHING:
-            headers, body = with_added(headers, body, added, call.asked.stated)
+            headers, body = with_added(headers, body, added, asked.stated)
         outgoing = Outgoing(path=call.path, headers=headers, body=body)
         try:
             connection = passage.connection = await server.send(outgoing, passage)

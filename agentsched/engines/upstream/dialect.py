@@ -95,14 +95,19 @@ class Dialect:
     _sign: int = 1
     _fields: bool = True
 
-    def added(self, path: str, *, program: str | None, rank: float | None, salt: str) -> Added:
+    def added(
+        self, path: str, *, program: str | None, rank: float | None, salt: str, own_session: bool = False
+    ) -> Added:
         """To a call at ``path``. ``program``: whose it is, None if that is not to be said; so with ``rank``,
-        of which lower goes first. ``salt``: "" for none."""
+        of which lower goes first. ``salt``: "" for none. ``own_session``: the client has opened a session
+        (``session_params``), beside which SGLang takes no other."""
         words = self._words
         if words is None:
             return NOTHING
         added = Added({}, {})
         session = ""
+        if own_session and path in words.session.paths:
+            program = None
         if self.names and program is not None and self._put(words.session, path, session_of(program), added):
             session = program if self.pins else ""
         if self.ranks and rank is not None:
@@ -139,7 +144,7 @@ def dialect_of(told: Told, declared: Declared, *, plugin: bool, fields: bool) ->
         return Dialect(service=Service(level="order", lacks=(_UNKNOWN,)))
     sglang = told.kind == "sglang"
     words = (_PLUGIN if plugin else _SGLANG) if sglang else _VLLM
-    first = told.first or ("low" if declared.priority else None)
+    first = told.first or ("low" if declared.priority and not sglang else None)
     wanted = _events(told, declared)
     events = wanted if not plugin and _can_listen() else None
     pins = sglang and told.sessions and fields and not plugin
@@ -225,6 +230,8 @@ def _lacks(
         flag = "--enable-cache-report" if sglang else "--enable-prompt-tokens-details"
         unsaid = "" if sglang else ", unless it was; it does not tell"
         lacks.append(Lack("cached tokens of calls", f"start it with {flag}{unsaid}"))
+    if sglang:
+        lacks.append(Lack("all of this for /v1/messages", "SGLang takes none of it there"))
     if events is None:
         how = _SGLANG_EVENTS if sglang else _VLLM_EVENTS
         lacks.append(Lack("what is held for whom", how))

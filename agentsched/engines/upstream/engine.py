@@ -197,9 +197,9 @@ class UpstreamEngine:
             self._lose(fault)
             raise
 
-    def added(self, path: str, program: str, salt: str, *, engaged: bool) -> Added:
+    def added(self, path: str, program: str, salt: str, *, engaged: bool, own_session: bool = False) -> Added:
         """What a call at ``path`` is to get on its way. ``salt``: of its tenant, "" for none. Not
-        ``engaged``: nothing that would act on the server."""
+        ``engaged``: nothing that would act on the server. ``own_session``: it is in one of its client's."""
         dialect = self._dialect
         if not (dialect.names or dialect.ranks or salt):
             return NOTHING
@@ -209,6 +209,7 @@ class UpstreamEngine:
             program=program if named else None,
             rank=self._orders.rank(program) if engaged else None,
             salt=salt,
+            own_session=own_session,
         )
         if salt and SALT not in added.fields and path not in self._unsalted:
             self._unsalted.add(path)
