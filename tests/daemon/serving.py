@@ -129,8 +129,8 @@ async def until(condition: Callable[[], Any], what: str) -> None:
 
 
 def quiet_port() -> int:
-    """A free port that the kernel gives to nobody by itself, so that it is free still when a server that takes
-    long to start comes to it."""
+    """A free port that the kernel gives to nobody by itself: it is free still when a server that takes long
+    to start comes to it."""
     while True:
         port = random.randrange(15_000, 30_000)
         with socket.socket() as probe, contextlib.suppress(OSError):

@@ -115,7 +115,7 @@ class EventFeed:
                     replays[rank],
                     REPEAT_S,
                 )
-        if before is not None and expected != before and since:
+        if before is not None and expected not in (0, before):  # 0: nothing was known before either
             self._forget(f"{before - expected} batches are missing")
 
     async def _repeated(self, endpoint: str, since: int, before: int | None) -> int:
