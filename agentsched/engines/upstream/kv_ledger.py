@@ -106,7 +106,8 @@ class KvLedger:
         run.alive = min(run.alive, index)
         run.kept -= 1
         self.tokens -= run.block_tokens
-        self._changed.update(dict.fromkeys(run.owners))
+        for session in run.owners:
+            self._changed[session] = None
         if not run.kept:
             for session in run.owners:
                 owned = self._owned[session]
