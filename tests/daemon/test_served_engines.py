@@ -49,6 +49,8 @@ def closed(double: Double) -> list[str]:
 async def gapped(served: Served, program: str) -> None:
     """One call of it, and its gap is known of: from the first gap on there is something to keep."""
     await served.chat("hi", program=program)
+    sessions: Any = next(iter(served.daemon.engines.values()))._sessions  # type: ignore[attr-defined]
+    await until(lambda: sessions.used, "the server is told that KV is kept")
 
 
 async def test_a_program_has_a_session_from_its_first_gap_on_and_it_is_closed_at_its_end() -> None:

@@ -32,7 +32,7 @@ class Sessions:
         self._headers = [*headers, _JSON]
         self._due: asyncio.Queue[str] = asyncio.Queue()
         self._alarm: asyncio.TimerHandle | None = None
-        self._failed = False
+        self._failed = self._closed = False
         self._task = asyncio.create_task(self._close_all(), name=f"sessions of {name}")
 
     @property
@@ -53,6 +53,7 @@ class Sessions:
         self._look()
 
     async def close(self) -> None:
+        self._closed = True
         if self._alarm is not None:
             self._alarm.cancel()
         self._task.cancel()
@@ -60,6 +61,8 @@ class Sessions:
 
     def _look(self) -> None:
         """Close what is due, and be back when the next may be."""
+        if self._closed:  # calls may end after their server is gone
+            return
         now = time.monotonic()
         for program in self._pins.closing(now):
             self._due.put_nowait(program)
