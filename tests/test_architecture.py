@@ -227,7 +227,7 @@ def test_a_third_party_package_is_imported_only_by_its_adapters(package: str) ->
 
 
 USED = (
-    *("engine", "gpu", "demo", "bench", "clients", "otel", "fast", "sglang"),
+    *("engine", "gpu", "demo", "bench", "clients", "kv-events", "otel", "fast", "sglang"),
     *("langgraph", "mcp", "mini-swe-agent", "openai-agents", "smolagents"),
 )
 

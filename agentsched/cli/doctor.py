@@ -14,11 +14,11 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import click
 
 from agentsched.cgroups import Capabilities, Sandbox, SandboxError, ToolSpec
+from agentsched.cli.check import Check
 
 # bits of linux/capability.h
 _CAPABILITIES = (
@@ -27,16 +27,6 @@ _CAPABILITIES = (
     ("CAP_BPF", 39, "BPF programs only with CAP_SYS_ADMIN"),
 )
 _DELEGATE = "root, or `systemd-run --user --scope -p Delegate=yes agentsched ...`"
-
-
-class Check(NamedTuple):
-    """One row. ``state`` is ok, partial or missing; ``lost`` and ``remedy`` are for the last two."""
-
-    name: str
-    state: str
-    found: str
-    lost: str = ""
-    remedy: str = ""
 
 
 def _present(name: str, there: bool, found: str, lost: str, remedy: str) -> Check:
@@ -228,9 +218,20 @@ _SECTIONS: tuple[tuple[str, Callable[[], Iterator[Check]]], ...] = (
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
-def doctor(as_json: bool) -> None:
+@click.option(
+    "--upstream",
+    "urls",
+    multiple=True,
+    metavar="URL",
+    help="Also look at this server (SGLang, vLLM, ...), as for serve --upstream: what service would it give?",
+)
+def doctor(as_json: bool, urls: tuple[str, ...]) -> None:
     """Print what this machine offers, and for what is missing: what is lost and how to get it."""
     sections = [(title, list(look())) for title, look in _SECTIONS]
+    if urls:
+        from agentsched.cli.doctor_servers import servers  # needs more of the package than a bare machine
+
+        sections.append(("Servers", list(servers(urls))))
     if as_json:
         rows = [{"section": title, **check._asdict()} for title, checks in sections for check in checks]
         click.echo(json.dumps({"checks": rows}, indent=2))

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from agentsched.daemon.upstream.reading import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from agentsched.engines.upstream.paths import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 
 _log = logging.getLogger(__name__)
 
