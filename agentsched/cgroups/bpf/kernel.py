@@ -26,11 +26,11 @@ _EXEC = struct.Struct("<II")
 _FORKED, _EXECUTING, _EXECUTED, _EXITED, _OOM_KILLED = range(1, 6)
 _DOING = ("running", "ready", "asleep", "waiting")
 _BY_LEAF = {
-    "lifecycle": "lives",
-    "running": "spent",
-    "memory": "memory",
-    "oom": "oom_kills",
-    "block_io": "blocks",
+    "lifecycle": b"lives",
+    "running": b"spent",
+    "memory": b"memory",
+    "oom": b"oom_kills",
+    "block_io": b"blocks",
 }
 _LOST = {
     "lifecycle": "processes",
@@ -59,7 +59,7 @@ class KernelSource:
         self._events: deque[Event] = deque()
         self._executing: dict[int, tuple[tuple[str, ...], bool]] = {}
         self._told_lost = False
-        self._bpf["events"].open_ring_buffer(self._take)
+        self._bpf[b"events"].open_ring_buffer(self._take)
 
     @property
     def lost(self) -> tuple[str, ...]:
@@ -72,21 +72,21 @@ class KernelSource:
         with self._lock:
             if self._bpf is not None:
                 self._ids[id(leaf)] = number
-                self._bpf["leaves"][ct.c_ulonglong(number)] = ct.c_ulonglong(number)
+                self._bpf[b"leaves"][ct.c_ulonglong(number)] = ct.c_ulonglong(number)
 
     def forget(self, leaf: Leaf) -> None:
         with self._lock:
             number = self._ids.pop(id(leaf), None)
             if number is None or self._bpf is None:
                 return
-            for name in ("leaves", *(_BY_LEAF[p] for p in self._programs if p in _BY_LEAF)):
+            for name in (b"leaves", *(_BY_LEAF[p] for p in self._programs if p in _BY_LEAF)):
                 self._drop(name, ct.c_ulonglong(number))
             if "running" in self._programs:
-                for thread, value in list(self._bpf["threads"].items()):
+                for thread, value in list(self._bpf[b"threads"].items()):
                     if value.leaf == number:
-                        self._drop("threads", thread)
+                        self._drop(b"threads", thread)
 
-    def _drop(self, table: str, key: Any) -> None:
+    def _drop(self, table: bytes, key: Any) -> None:
         try:
             del self._bpf[table][key]
         except KeyError:
@@ -142,7 +142,7 @@ class KernelSource:
         if "running" not in self._programs:
             return Threads()
         doing = Counter(
-            _DOING[value.doing & 3] for value in self._bpf["threads"].values() if value.leaf == number
+            _DOING[value.doing & 3] for value in self._bpf[b"threads"].values() if value.leaf == number
         )
         return Threads(**doing)
 
@@ -159,7 +159,7 @@ class KernelSource:
     def _say_lost(self) -> None:
         if self._told_lost or self._bpf is None:
             return
-        if lost := self._bpf["lost_events"][0].value:
+        if lost := self._bpf[b"lost_events"][0].value:
             self._told_lost = True
             _log.warning("%d events of tool calls were lost: more happened than the ring buffer holds", lost)
 

@@ -51,15 +51,15 @@ TRACEPOINT_PROBE(block, block_rq_complete)
     struct request_t request = {};
     struct issued_t *was;
     struct blocks_t none = {}, *all;
-    u64 leaf;
+    u64 id;
     u32 way;
     request.sector = args->sector;
     request.dev = args->dev;
     was = issued.lookup(&request);
     if (!was)
         return 0;
-    leaf = was->leaf;
-    all = blocks.lookup_or_try_init(&leaf, &none);
+    id = was->leaf;
+    all = blocks.lookup_or_try_init(&id, &none);
     if (all) {
         way = was->writes & 1;
         __sync_fetch_and_add(&all->requests[way], 1);

@@ -24,6 +24,8 @@ BPF_HASH(leaves, u64, u64, MOST_LEAVES);
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 BPF_ARRAY(lost_events, u64, 1);
 
+/* bcc's own code has a variable called leaf around the arguments of lookup_or_try_init: keys have other names. */
+
 /* The leaf that the running task is in; 0: in none that is looked at. */
 static inline u64 current_leaf(void)
 {

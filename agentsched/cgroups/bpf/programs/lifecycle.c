@@ -7,11 +7,13 @@
  * the last but the leader's own resources go, in the context of what ends.
  * Threads are no processes: they are left out at their start (CLONE_THREAD), and at their end.
  * The status of an end is what exit_group was called with, or 128 + the signal of which signal_deliver says
- * that nobody handles it. A process whose main thread ends by exit(2) alone counts as 0.
+ * that nobody handles it. A signal that ends a process is delivered as KILL; which one it was is the last one
+ * sent to it (signal_generate). A process whose main thread ends by exit(2) alone counts as 0.
  * Numbers are those of the first pid namespace.
- * Overhead: at fork, exec and exit only; exit_group and signals of other cgroups cost one look-up.
+ * Overhead: at fork, exec and exit only; exit_group and signals of other cgroups cost one or two look-ups.
  */
 #define CLONE_THREAD 0x00010000
+#define SIGKILL 9
 
 struct lives_t {
     u64 forks;
@@ -21,11 +23,12 @@ struct lives_t {
 
 BPF_HASH(lives, u64, struct lives_t, MOST_LEAVES);
 BPF_HASH(statuses, u32, u32, MOST_THREADS);
+BPF_TABLE("lru_hash", u32, u32, sent, 4096);
 
-static inline struct lives_t *lives_of(u64 leaf)
+static inline struct lives_t *lives_of(u64 id)
 {
     struct lives_t none = {};
-    return lives.lookup_or_try_init(&leaf, &none);
+    return lives.lookup_or_try_init(&id, &none);
 }
 
 TRACEPOINT_PROBE(task, task_newtask)
@@ -68,16 +71,29 @@ TRACEPOINT_PROBE(syscalls, sys_enter_exit_group)
     return 0;
 }
 
-TRACEPOINT_PROBE(signal, signal_deliver)
+static inline int ends(u32 sig)
 {
-    /* Of those that end nothing by default: CHLD CONT STOP TSTP TTIN TTOU URG WINCH */
+    /* Those that end nothing by default: CHLD CONT STOP TSTP TTIN TTOU URG WINCH */
     const u64 harmless = (1ULL << 17) | (1ULL << 18) | (1ULL << 19) | (1ULL << 20) | (1ULL << 21)
         | (1ULL << 22) | (1ULL << 23) | (1ULL << 28);
-    u32 sig = args->sig;
-    if (sig > 63 || args->sa_handler || (harmless >> sig & 1))
+    return sig > 0 && sig < 64 && !(harmless >> sig & 1);
+}
+
+TRACEPOINT_PROBE(signal, signal_generate)
+{
+    u32 sig = args->sig, pid = args->pid;
+    if (ends(sig) && args->result == 0) /* it will be delivered */
+        sent.update(&pid, &sig);
+    return 0;
+}
+
+TRACEPOINT_PROBE(signal, signal_deliver)
+{
+    u32 pid = bpf_get_current_pid_tgid() >> 32, sig = args->sig, *other;
+    if (args->sa_handler || !ends(sig) || !current_leaf())
         return 0;
-    if (current_leaf())
-        will_end(128 + sig);
+    other = sig == SIGKILL ? sent.lookup(&pid) : 0;
+    will_end(128 + (other ? *other : sig));
     return 0;
 }
 

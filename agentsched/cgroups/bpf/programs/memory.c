@@ -17,10 +17,10 @@ struct memory_t {
 BPF_HASH(memory, u64, struct memory_t, MOST_LEAVES);
 BPF_HASH(reclaiming, u32, u64, MOST_THREADS);
 
-static inline struct memory_t *memory_of(u64 leaf)
+static inline struct memory_t *memory_of(u64 id)
 {
     struct memory_t none = {};
-    return memory.lookup_or_try_init(&leaf, &none);
+    return memory.lookup_or_try_init(&id, &none);
 }
 
 TRACEPOINT_PROBE(exceptions, page_fault_user)
@@ -32,7 +32,7 @@ TRACEPOINT_PROBE(exceptions, page_fault_user)
     return 0;
 }
 
-static inline int begins(void)
+static inline int reclaim_begins(void)
 {
     u32 thread = bpf_get_current_pid_tgid();
     u64 now = bpf_ktime_get_ns();
@@ -41,7 +41,7 @@ static inline int begins(void)
     return 0;
 }
 
-static inline int ends(void)
+static inline int reclaim_ends(void)
 {
     u32 thread = bpf_get_current_pid_tgid();
     u64 *began = reclaiming.lookup(&thread), leaf = current_leaf();
@@ -57,7 +57,7 @@ static inline int ends(void)
     return 0;
 }
 
-TRACEPOINT_PROBE(vmscan, mm_vmscan_memcg_reclaim_begin) { return begins(); }
-TRACEPOINT_PROBE(vmscan, mm_vmscan_memcg_reclaim_end) { return ends(); }
-TRACEPOINT_PROBE(vmscan, mm_vmscan_direct_reclaim_begin) { return begins(); }
-TRACEPOINT_PROBE(vmscan, mm_vmscan_direct_reclaim_end) { return ends(); }
+TRACEPOINT_PROBE(vmscan, mm_vmscan_memcg_reclaim_begin) { return reclaim_begins(); }
+TRACEPOINT_PROBE(vmscan, mm_vmscan_memcg_reclaim_end) { return reclaim_ends(); }
+TRACEPOINT_PROBE(vmscan, mm_vmscan_direct_reclaim_begin) { return reclaim_begins(); }
+TRACEPOINT_PROBE(vmscan, mm_vmscan_direct_reclaim_end) { return reclaim_ends(); }

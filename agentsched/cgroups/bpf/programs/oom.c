@@ -12,12 +12,12 @@ BPF_HASH(oom_kills, u64, u64, MOST_LEAVES);
 
 TRACEPOINT_PROBE(oom, mark_victim)
 {
-    u64 leaf = current_leaf(), none = 0, *all;
-    if (!leaf)
+    u64 id = current_leaf(), none = 0, *all;
+    if (!id)
         return 0;
-    all = oom_kills.lookup_or_try_init(&leaf, &none);
+    all = oom_kills.lookup_or_try_init(&id, &none);
     if (all)
         __sync_fetch_and_add(all, 1);
-    push(leaf, OOM_KILLED, args->pid, 0, 137);
+    push(id, OOM_KILLED, args->pid, 0, 137);
     return 0;
 }
