@@ -32,8 +32,13 @@ def own() -> str | None:
     return None
 
 
-def stand_in(folder: Path) -> None:
-    """Make the stand-in tree in a folder. Raises ``HostRefused`` where its parts are missing."""
+def found() -> str:
+    """What bcc will compile against, in words. Raises ``HostRefused`` if there is nothing."""
+    return own() or f"none for this kernel; the stand-in, with {_asm().parent}"
+
+
+def _asm() -> Path:
+    """The C library's own half of the stand-in. Raises ``HostRefused``."""
     if platform.machine() != "x86_64":
         raise HostRefused(
             f"no kernel headers, and the stand-in for them is for x86_64, not {platform.machine()}"
@@ -43,6 +48,12 @@ def stand_in(folder: Path) -> None:
         asm = _LIBC / "asm"
     if not (_LIBC / "linux" / "bpf_common.h").exists() or not asm.is_dir():
         raise HostRefused("no kernel headers, and no linux-libc-dev: apt-get install linux-libc-dev")
+    return asm
+
+
+def stand_in(folder: Path) -> None:
+    """Make the stand-in tree in a folder. Raises ``HostRefused`` where its parts are missing."""
+    asm = _asm()
     shutil.copytree(_STUB, folder, dirs_exist_ok=True)
     uapi = folder / "include" / "uapi" / "linux"
     for header in (_LIBC / "linux").iterdir():
