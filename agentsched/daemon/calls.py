@@ -338,6 +338,7 @@ class Calls:
     def _minted(self, call: LiveCall, tool: ToolCallText) -> ToolCall:
         identifier = call.tenancy.identities.mint(call.program, call.name)
         call.tenancy.spellings.keep(identifier, tool.arguments)
+        call.note_asked(identifier, tool.name, tool.arguments)
         return ToolCall(identifier, tool.name, tool.arguments)
 
     def _end_well(

@@ -28,6 +28,7 @@ from agentsched.daemon.tenancy import Tenancy
 
 PROGRAMS_PATH = "/agentsched/v1/programs"
 EVENTS_PATH = "/agentsched/v1/events"
+TOOL_CALLS_PATH = "/agentsched/v1/tool-calls"
 
 ExpectedCalls = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 State = Literal["waiting", "running", "tool", "idle"]
@@ -90,6 +91,29 @@ class ProgramQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     after: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = 0
     state: State | UnsetType = UNSET
     parent: StatedName | UnsetType = UNSET
+
+
+class ToolQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Of which run (the name in its base URL) or program; of all without."""
+
+    run: StatedName | UnsetType = UNSET
+
+
+class ToolInfo(msgspec.Struct, kw_only=True):
+    """A tool call that the model asked for: ``arguments`` as it wrote them, JSON. ``age_s``: since then."""
+
+    tool_call: str
+    tool: str
+    arguments: str
+    program: str
+    run: str | None
+    age_s: float
+
+
+class ToolList(msgspec.Struct, kw_only=True):
+    """The first asked first."""
+
+    tool_calls: list[ToolInfo]
 
 
 class Account(msgspec.Struct, kw_only=True):
@@ -180,6 +204,14 @@ class ProgramsApi:
             ),
             of_tenant(
                 method="GET",
+                path=TOOL_CALLS_PATH,
+                summary="List tool calls that were asked for and have no result yet",
+                run=self.list_tools,
+                query=ToolQuery,
+                answers={200: ToolList},
+            ),
+            of_tenant(
+                method="GET",
                 path="/agentsched/v1/account",
                 summary="Look at one's own terms and use",
                 run=self.show_account,
@@ -247,6 +279,22 @@ class ProgramsApi:
     def take(self, asked: Asked) -> Answer:
         events = intake.parse_events(asked.body, asked.tenancy)
         return Answer(intake.take(events, asked.tenancy, self._calls, self._host))
+
+    def list_tools(self, asked: Asked) -> Answer:
+        query: ToolQuery = asked.query
+        now = time.monotonic()
+        found = [
+            ToolInfo(
+                tool_call=each.tool_call,
+                tool=each.tool,
+                arguments=each.arguments,
+                program=each.program,
+                run=each.run or None,
+                age_s=now - each.asked_s,
+            )
+            for each in asked.tenancy.asked.open("" if query.run is UNSET else query.run)
+        ]
+        return Answer(ToolList(tool_calls=found))
 
     def show_account(self, asked: Asked) -> Answer:
         return Answer(self.account(asked.tenancy))

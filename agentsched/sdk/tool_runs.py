@@ -46,6 +46,10 @@ class ToolRun:
         used = result.usage
         self._end(result.exit_status, used.wall_s, used.cpu_s, used.peak_memory_bytes)
 
+    def over(self, exit_status: int, wall_s: float, cpu_s: float, peak_memory_bytes: int) -> None:
+        """The same, where it did not run in a sandbox of ours: in figures."""
+        self._end(exit_status, wall_s, cpu_s, peak_memory_bytes)
+
     def failed(self) -> None:
         """The sandbox raised: a tool that started must not seem to run for ever."""
         self._end(255, time.monotonic() - self._began_s, 0.0, 0)

@@ -1,0 +1,156 @@
+"""Which tool call of the model is this command? By its text, and by the time: pure logic.
+
+The model says ``{"command": "cd x && pytest -q"}``; what is executed is ``bash -lc 'cd x && pytest -q'``, or
+``bash -c "source ... && eval 'cd x && pytest -q' < /dev/null && pwd -P >| ..."``. So both are unwrapped as
+far as quotes can be read, and compared without regard to white space. A command comes after it was asked
+for, and no tool call is taken twice. Of equal ones the one that was asked for first is taken: a guess.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from agentsched.cgroups.commands import is_script
+
+LATE_S = 2.0
+"""A tool call that is said to have been asked for so long after its command began may be its all the same:
+the clocks differ by what it takes to say it."""
+
+_FIELDS = ("command", "cmd", "script", "code")
+_SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "ash"})
+_DEEPEST = 4
+_LEAST_CONTAINED = 3
+_MOST_CHARS = 1 << 17
+_CD = re.compile(r"""\s*cd\s+(?:[^\s'"&;|]+|'[^']*'|"[^"]*")+\s*(?:&&|;)\s*""")
+_SPACE = re.compile(r"\s+")
+_NO_INPUT = re.compile(r"\s*<\s*/dev/null")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A tool call that a model asked for and that has no result yet. ``asked_s``: when, on the clock of the
+    commands' begins."""
+
+    tool_call: str
+    tool: str
+    arguments: str
+    asked_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The tool call of a command, and the command as the model wrote it."""
+
+    asked: Asked
+    text: str
+
+
+class Joins:
+    """Of one run: which tool calls have found their commands."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def find(self, words: Sequence[str], whole: bool, began_s: float, asked: Sequence[Asked]) -> Match | None:
+        """The tool call of a command that began then, among those that are open; it is taken from now on."""
+        ran = list(_texts(words))
+        best: tuple[int, float, Asked, str] | None = None
+        for each in asked:
+            text = command_of(each.arguments)
+            if text is None or each.tool_call in self._taken or each.asked_s > began_s + LATE_S:
+                continue
+            if not (alike := _alike(text, ran, whole)):
+                continue
+            if best is None or (-alike, each.asked_s) < best[:2]:
+                best = -alike, each.asked_s, each, text
+        if best is None:
+            return None
+        self._taken.add(best[2].tool_call)
+        return Match(best[2], best[3])
+
+
+def command_of(arguments: str) -> str | None:
+    """The command in the arguments of a tool call, whatever its client calls it; None if there is none."""
+    try:
+        said = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(said, dict):
+        return None
+    for field in _FIELDS:
+        value = said.get(field)
+        if isinstance(value, list) and value and all(isinstance(word, str) for word in value):
+            return str(value[2]) if is_script(value) else shlex.join(value)
+        if isinstance(value, str) and value.strip():
+            return value
+    return None
+
+
+def _alike(text: str, ran: Sequence[str], whole: bool) -> int:
+    """3: the same; 2: the same but for what leads to it; 1: it stands within what runs; 0: another one."""
+    said = _plain(text)
+    if not said:
+        return 0
+    heard = [_plain(each) for each in ran]
+    if said in heard:
+        return 3
+    if set(map(_plain, _unwrapped(text))) & set(heard):
+        return 2
+    if not whole and heard and len(heard[0]) > 32 and said.startswith(heard[0]):
+        return 2
+    if len(said) >= _LEAST_CONTAINED and any(_stands_in(said, each) for each in heard):
+        return 1
+    return 0
+
+
+def _stands_in(part: str, text: str) -> bool:
+    """Within, and not as a part of a longer word."""
+    return re.search(rf"(?<![\w./-]){re.escape(part)}(?![\w./-])", text) is not None
+
+
+def _plain(text: str) -> str:
+    return _SPACE.sub(" ", _NO_INPUT.sub("", text)).strip().rstrip(";").strip()
+
+
+def _texts(words: Sequence[str]) -> Iterator[str]:
+    """What a process runs, as texts: a shell's script, or its words as one would write them."""
+    script = _script(words)
+    if script is not None:
+        yield from _unwrapped(script[:_MOST_CHARS])
+    elif words:
+        yield shlex.join(words)
+        yield " ".join((os.path.basename(words[0]), *words[1:]))
+
+
+def _script(words: Sequence[str]) -> str | None:
+    """The script on a shell's command line: ``bash -c -l TEXT`` and ``bash -lc TEXT``."""
+    if not words or os.path.basename(words[0]).lstrip("-") not in _SHELLS:
+        return None
+    flags = 1
+    while flags < len(words) and words[flags][:1] in ("-", "+") and len(words[flags]) > 1:
+        flags += 1
+    says = any("c" in flag[1:] for flag in words[1:flags] if not flag.startswith("--"))
+    return words[flags] if says and flags < len(words) else None
+
+
+def _unwrapped(text: str, depth: int = 0) -> Iterator[str]:
+    """The text, and what it runs in the end: behind ``cd``, in ``eval``, in a shell of its own."""
+    yield text
+    if depth >= _DEEPEST:
+        return
+    if (lead := _CD.match(text)) is not None:
+        yield from _unwrapped(text[lead.end() :], depth + 1)
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        return  # quotes that this does not understand
+    if (script := _script(words)) is not None:
+        yield from _unwrapped(script, depth + 1)
+    for place, word in enumerate(words[:-1]):
+        if word == "eval":
+            yield from _unwrapped(words[place + 1], depth + 1)

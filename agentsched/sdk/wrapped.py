@@ -1,0 +1,192 @@
+"""Tells the daemon what the commands of a wrapped agent do, as the tool calls that its model asked for.
+
+A command that begins is looked for among the tool calls without a result, which the daemon lists
+(``GET /agentsched/v1/tool-calls``). One that is none of them is the agent's own business (``git status`` at
+its start, a server of tools) and is not reported. One thread does all of this, so that nothing waits for it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agentsched.cgroups.contract import ToolSpec, Usage
+from agentsched.cgroups.hints import hint_of
+from agentsched.cgroups.watching import Watch
+from agentsched.cgroups.wrapping.agent import Command
+from agentsched.cgroups.wrapping.joining import Asked, Joins, Match
+from agentsched.sdk.reporting import KEY_VARIABLE, Reporter
+from agentsched.sdk.tool_runs import ToolRun
+
+GIVE_UP_S = 1.5
+"""A command that is no tool call known by then is none."""
+
+_AGAIN_S = 0.1
+_ASK_TIMEOUT_S = 2.0
+_UNKNOWN_STATUS = 0
+
+_log = logging.getLogger("agentsched.sdk")
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@dataclass(eq=False, slots=True)
+class _Seen:
+    """One command, what it executed in turn, and its tool call once that is known."""
+
+    command: Command
+    words: list[tuple[tuple[str, ...], bool]]
+    match: Match | None = None
+    run: ToolRun | None = None
+    watch: Watch | None = None
+    end: tuple[int | None, float, Usage] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """For whoever measures: a command as it was executed, and the tool call that it was taken for."""
+
+    words: tuple[str, ...]
+    tool_call: str | None
+
+
+class Reports:
+    """See ``wrapping.agent.Listener``. ``run`` is the agent's name in its base URL. ``joined`` is called with
+    each command once it is known what it is."""
+
+    def __init__(self, url: str, run: str, joined: Callable[[Joined], None] = lambda joined: None) -> None:
+        self._url = f"{url.rstrip('/')}/agentsched/v1/tool-calls?{urllib.parse.urlencode({'run': run})}"
+        self._run = run
+        self._joined = joined
+        self._key = os.environ.get(KEY_VARIABLE)
+        self._reporter = Reporter(url, self._key)
+        self._joins = Joins()
+        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._seen: dict[int, _Seen] = {}
+        self._warned: set[str] = set()
+        self._thread = threading.Thread(target=self._work, name="agentsched-reports", daemon=True)
+        self._thread.start()
+
+    def began(self, command: Command) -> None:
+        self._queue.put(lambda: self._began(command))
+
+    def became(self, command: Command, words: tuple[str, ...], whole: bool) -> None:
+        self._queue.put(lambda: self._became(command.number, words, whole))
+
+    def ended(self, command: Command, status: int | None, wall_s: float, used: Usage) -> None:
+        self._queue.put(lambda: self._ended(command.number, (status, wall_s, used)))
+
+    def close(self, timeout_s: float = 3.0) -> None:
+        """Everything has ended: join and report what is left, as far as that is quick."""
+        self._queue.put(None)
+        self._thread.join(timeout_s)
+        self._reporter.flush()
+
+    def _work(self) -> None:
+        while True:
+            try:
+                task = self._queue.get(timeout=_AGAIN_S if self._seen else None)
+            except queue.Empty:
+                self._look()
+                continue
+            if task is None:
+                break
+            task()
+            self._look()
+        self._look(last=True)
+
+    def _began(self, command: Command) -> None:
+        self._seen[command.number] = _Seen(command, [(command.words, command.whole)])
+
+    def _became(self, number: int, words: tuple[str, ...], whole: bool) -> None:
+        if (seen := self._seen.get(number)) is not None and seen.match is None:
+            seen.words.append((words, whole))
+
+    def _ended(self, number: int, end: tuple[int | None, float, Usage]) -> None:
+        if (seen := self._seen.get(number)) is not None:
+            seen.end = end
+
+    def _look(self, *, last: bool = False) -> None:
+        """Join what is not joined yet, and report what is new of the rest."""
+        open_ones = [seen for seen in self._seen.values() if seen.match is None]
+        asked = self._asked() if open_ones else []
+        for seen in open_ones:
+            self._join(seen, asked or [])
+        for number, seen in list(self._seen.items()):
+            if seen.run is not None and seen.watch is not None and seen.watch.due_s <= time.monotonic():
+                seen.watch.tick()
+            late = last or time.monotonic() > seen.command.began_s + GIVE_UP_S
+            if seen.match is None and late:
+                self._joined(Joined(seen.command.words, None))
+                del self._seen[number]
+            elif seen.run is not None and seen.end is not None:
+                self._report_end(seen.run, seen.end)
+                del self._seen[number]
+
+    def _join(self, seen: _Seen, asked: list[Asked]) -> None:
+        for words, whole in seen.words:
+            seen.match = self._joins.find(words, whole, seen.command.began_s, asked)
+            if seen.match is not None:
+                break
+        else:
+            return
+        call, text = seen.match.asked, seen.match.text
+        spec = ToolSpec(command=text.replace("\0", ""), tool_call=call.tool_call, tool=call.tool)
+        hint, _ = hint_of(spec, os.environ)
+        seen.run = ToolRun(self._reporter, self._run, spec, hint)
+        seen.watch = Watch(spec, {}, seen.run.progressed)
+        seen.watch.begin(seen.command.leaf)
+        self._joined(Joined(seen.command.words, call.tool_call))
+
+    def _report_end(self, run: ToolRun, end: tuple[int | None, float, Usage]) -> None:
+        status, wall_s, used = end
+        if status is None:
+            self._warn_once("status", "how commands end is not told here: they are reported as ended well")
+        run.over(_UNKNOWN_STATUS if status is None else status, wall_s, used.cpu_s, used.peak_memory_bytes)
+
+    def _asked(self) -> list[Asked] | None:
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        request = urllib.request.Request(self._url, headers=headers)
+        try:
+            with _opener.open(request, timeout=_ASK_TIMEOUT_S) as answer:
+                listed = json.load(answer)["tool_calls"]
+        except urllib.error.HTTPError as error:
+            self._warn_once("asked", f"the daemon does not list tool calls: {error.code} {error.reason}")
+            error.close()
+            return None
+        except (OSError, ValueError, KeyError) as error:
+            self._warn_once("asked", f"the daemon does not list tool calls: {error}")
+            return None
+        now = time.monotonic()
+        return [
+            Asked(each["tool_call"], each["tool"], each["arguments"], now - each["age_s"]) for each in listed
+        ]
+
+    def _warn_once(self, kind: str, text: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            _log.warning("%s", text)
+
+
+class Silence:
+    """A listener where there is no daemon."""
+
+    def began(self, command: Command) -> None:
+        """Nobody wants to know."""
+
+    def became(self, command: Command, words: tuple[str, ...], whole: bool) -> None:
+        """Nobody wants to know."""
+
+    def ended(self, command: Command, status: int | None, wall_s: float, used: Usage) -> None:
+        """Nobody wants to know."""
+
+    def close(self) -> None:
+        """Nothing is left to say."""
