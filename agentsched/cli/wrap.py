@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Mapping
-from typing import Protocol
+from typing import IO, Protocol
 
 import click
 
@@ -19,6 +19,7 @@ from agentsched.cgroups import Hint, HostRefused, Sandbox, SandboxError, SpecRef
 from agentsched.cgroups.bpf.sensing import WANTED, open_source
 from agentsched.cgroups.hints import VARIABLE
 from agentsched.cgroups.wrapping.agent import PROGRAMS, Agent, Listener
+from agentsched.cgroups.wrapping.shims import Shims
 from agentsched.sdk.environments import arguments, environment
 from agentsched.sdk.reporting import KEY_VARIABLE
 
@@ -51,6 +52,11 @@ class _Closing(Listener, Protocol):
     default="auto",
     help="How its commands are seen: by BPF where that works (auto), or by polling.",
 )
+@click.option(
+    "--log",
+    type=click.File("w"),
+    help="Write a line of JSON there for each command: its words, and the tool call that it was taken for.",
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def wrap(
     hint: str | None,
@@ -58,12 +64,13 @@ def wrap(
     program: str,
     names: tuple[str, ...],
     sensing: str,
+    log: IO[str] | None,
     command: tuple[str, ...],
 ) -> int:
     """Run an agent as it is: COMMAND is claude, codex, a script, anything that runs commands.
 
-    The agent stays in a control group leaf of its own, and each command that it runs is moved into another one,
-    with all that this starts. With a daemon the agent's clients are pointed to it by their environment
+    The agent stays in a control group leaf of its own, and each command that it runs is moved into another
+    one, with all that this starts. With a daemon the agent's clients are pointed to it by their environment
     (ANTHROPIC_BASE_URL, OPENAI_BASE_URL; Codex by options), and its commands are reported as the tool calls
     that the model asked for. Terminal, standard streams, signals and exit status are the agent's.
 
@@ -90,7 +97,7 @@ def wrap(
         with Sandbox.open(name) as sandbox:
             if sandbox.capabilities.backend == "none":
                 return _plainly(argv, variables)
-            return _wrapped(sandbox, argv, variables, reached, name, names, told, sensing)
+            return _wrapped(sandbox, argv, variables, reached, name, names, told, sensing, log)
     except SpecRefused as error:
         raise click.UsageError(str(error)) from error
     except SandboxError as error:
@@ -142,18 +149,24 @@ def _wrapped(
     names: tuple[str, ...],
     hint: Hint | None,
     sensing: str,
+    log: IO[str] | None,
 ) -> int:
     from agentsched.sdk.wrapped import Reports, Silence
 
     source = open_source(PROGRAMS, sensing)
-    listener: _Closing = Reports(daemon, name) if daemon else Silence()
+    listener: _Closing = Reports(daemon, name, log) if daemon else Silence(log)
     agent = Agent(sandbox, source, listener, names=names, hint=hint)
+    shims = Shims(agent.claimed) if source.name == "polling" else None
+    if shims is not None:
+        argv, variables = [shutil.which(argv[0]) or argv[0], *argv[1:]], shims.environment(variables)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {*_SIGNALS, signal.SIGCHLD})
     try:
         return _wait(agent.start(argv, variables, blocked))
     except OSError as error:
         raise HostRefused(f"cannot start {argv[0]}: {error.strerror}") from error
     finally:
+        if shims is not None:
+            shims.close()
         agent.close()
         listener.close()
         source.close()

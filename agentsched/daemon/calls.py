@@ -126,6 +126,7 @@ class Calls:
         self._live[claim.program, claim.digest] = call
         tenancy.live += 1
         tenancy.identities.begun(claim)
+        tenancy.asked.results(claim.answers, call.arrived_s)
         self.open_program(tenancy, claim.program, deadline_s=deadline_s, parent=claim.parent)
         self._arrive(call, claim.answers)
         call.task = asyncio.create_task(self._run(call), name=f"call {call.name}")

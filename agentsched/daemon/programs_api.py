@@ -100,7 +100,8 @@ class ToolQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ToolInfo(msgspec.Struct, kw_only=True):
-    """A tool call that the model asked for: ``arguments`` as it wrote them, JSON. ``age_s``: since then."""
+    """A tool call that the model asked for: ``arguments`` as it wrote them, JSON. ``age_s``: since then;
+    ``result_age_s``: since its result came, if it did."""
 
     tool_call: str
     tool: str
@@ -108,10 +109,11 @@ class ToolInfo(msgspec.Struct, kw_only=True):
     program: str
     run: str | None
     age_s: float
+    result_age_s: float | None
 
 
 class ToolList(msgspec.Struct, kw_only=True):
-    """The first asked first."""
+    """In order of asking: those without a result, and those whose result came a little while ago."""
 
     tool_calls: list[ToolInfo]
 
@@ -205,7 +207,7 @@ class ProgramsApi:
             of_tenant(
                 method="GET",
                 path=TOOL_CALLS_PATH,
-                summary="List tool calls that were asked for and have no result yet",
+                summary="List tool calls that the model asked for lately",
                 run=self.list_tools,
                 query=ToolQuery,
                 answers={200: ToolList},
@@ -291,8 +293,9 @@ class ProgramsApi:
                 program=each.program,
                 run=each.run or None,
                 age_s=now - each.asked_s,
+                result_age_s=None if each.result_s is None else now - each.result_s,
             )
-            for each in asked.tenancy.asked.open("" if query.run is UNSET else query.run)
+            for each in asked.tenancy.asked.listed("" if query.run is UNSET else query.run, now)
         ]
         return Answer(ToolList(tool_calls=found))
 

@@ -32,7 +32,7 @@ class Tenancy:
         self._bucket: Bucket | None = None
         self.identities = make_identities(self._scope)
         self.spellings = Spellings()
-        self.asked = AskedTools(self.identities)
+        self.asked = AskedTools()
         self.live = 0
 
     @property

@@ -19,9 +19,9 @@ def base_url(daemon: str, program: str) -> str:
 
 
 def environment(daemon: str, program: str, key: str | None, present: Mapping[str, str]) -> dict[str, str]:
-    """Variables that clients read, to be set beside those that are ``present``. ``key``: the tenant's. Without
-    one, a word where there is none at all: clients do not start otherwise, and a daemon without keys does
-    not look at it."""
+    """Variables that clients read, to be set beside those that are ``present``. ``key``: the tenant's.
+    Without one, a word where there is none at all: clients do not start otherwise, and a daemon without
+    keys does not look at it."""
     base = base_url(daemon, program)
     urls = {
         "ANTHROPIC_BASE_URL": base,

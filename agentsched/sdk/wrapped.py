@@ -18,6 +18,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import IO
 
 from agentsched.cgroups.contract import ToolSpec, Usage
 from agentsched.cgroups.hints import hint_of
@@ -50,22 +51,21 @@ class _Seen:
     end: tuple[int | None, float, Usage] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """For whoever measures: a command as it was executed, and the tool call that it was taken for."""
-
-    words: tuple[str, ...]
-    tool_call: str | None
+def _write(log: IO[str] | None, pid: int, words: tuple[str, ...], tool_call: str | None) -> None:
+    """What a command executed, and the tool call that it was taken for."""
+    if log is not None:
+        log.write(json.dumps({"pid": pid, "words": words, "tool_call": tool_call}) + "\n")
+        log.flush()
 
 
 class Reports:
-    """See ``wrapping.agent.Listener``. ``run`` is the agent's name in its base URL. ``joined`` is called with
+    """See ``wrapping.agent.Listener``. ``run`` is the agent's name in its base URL. ``log`` gets a line for
     each command once it is known what it is."""
 
-    def __init__(self, url: str, run: str, joined: Callable[[Joined], None] = lambda joined: None) -> None:
+    def __init__(self, url: str, run: str, log: IO[str] | None = None) -> None:
         self._url = f"{url.rstrip('/')}/agentsched/v1/tool-calls?{urllib.parse.urlencode({'run': run})}"
         self._run = run
-        self._joined = joined
+        self._log = log
         self._key = os.environ.get(KEY_VARIABLE)
         self._reporter = Reporter(url, self._key)
         self._joins = Joins()
@@ -125,7 +125,7 @@ class Reports:
                 seen.watch.tick()
             late = last or time.monotonic() > seen.command.began_s + GIVE_UP_S
             if seen.match is None and late:
-                self._joined(Joined(seen.command.words, None))
+                _write(self._log, seen.command.pid, seen.command.words, None)
                 del self._seen[number]
             elif seen.run is not None and seen.end is not None:
                 self._report_end(seen.run, seen.end)
@@ -144,7 +144,7 @@ class Reports:
         seen.run = ToolRun(self._reporter, self._run, spec, hint)
         seen.watch = Watch(spec, {}, seen.run.progressed)
         seen.watch.begin(seen.command.leaf)
-        self._joined(Joined(seen.command.words, call.tool_call))
+        _write(self._log, seen.command.pid, words, call.tool_call)
 
     def _report_end(self, run: ToolRun, end: tuple[int | None, float, Usage]) -> None:
         status, wall_s, used = end
@@ -155,6 +155,7 @@ class Reports:
     def _asked(self) -> list[Asked] | None:
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         request = urllib.request.Request(self._url, headers=headers)
+        before = time.monotonic()
         try:
             with _opener.open(request, timeout=_ASK_TIMEOUT_S) as answer:
                 listed = json.load(answer)["tool_calls"]
@@ -165,9 +166,16 @@ class Reports:
         except (OSError, ValueError, KeyError) as error:
             self._warn_once("asked", f"the daemon does not list tool calls: {error}")
             return None
-        now = time.monotonic()
+        after = time.monotonic()
         return [
-            Asked(each["tool_call"], each["tool"], each["arguments"], now - each["age_s"]) for each in listed
+            Asked(
+                tool_call=each["tool_call"],
+                tool=each["tool"],
+                arguments=each["arguments"],
+                asked_s=before - each["age_s"],
+                result_s=None if each["result_age_s"] is None else after - each["result_age_s"],
+            )
+            for each in listed
         ]
 
     def _warn_once(self, kind: str, text: str) -> None:
@@ -179,8 +187,11 @@ class Reports:
 class Silence:
     """A listener where there is no daemon."""
 
+    def __init__(self, log: IO[str] | None = None) -> None:
+        self._log = log
+
     def began(self, command: Command) -> None:
-        """Nobody wants to know."""
+        _write(self._log, command.pid, command.words, None)
 
     def became(self, command: Command, words: tuple[str, ...], whole: bool) -> None:
         """Nobody wants to know."""

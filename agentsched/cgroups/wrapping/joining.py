@@ -17,15 +17,16 @@ from dataclasses import dataclass
 
 from agentsched.cgroups.commands import is_script
 
-LATE_S = 2.0
+LATE_S = 0.25
 """A tool call that is said to have been asked for so long after its command began may be its all the same:
-the clocks differ by what it takes to say it."""
+clients may begin before an answer has ended."""
 
 _FIELDS = ("command", "cmd", "script", "code")
 _SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "ash"})
 _DEEPEST = 4
 _LEAST_CONTAINED = 3
 _MOST_CHARS = 1 << 17
+_MOST_SPLIT = 1 << 14
 _CD = re.compile(r"""\s*cd\s+(?:[^\s'"&;|]+|'[^']*'|"[^"]*")+\s*(?:&&|;)\s*""")
 _SPACE = re.compile(r"\s+")
 _NO_INPUT = re.compile(r"\s*<\s*/dev/null")
@@ -33,13 +34,18 @@ _NO_INPUT = re.compile(r"\s*<\s*/dev/null")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A tool call that a model asked for and that has no result yet. ``asked_s``: when, on the clock of the
-    commands' begins."""
+    """A tool call that a model asked for. ``asked_s``: not before this, ``result_s``: its result came not
+    after this, if it did; both on the clock of the commands' begins."""
 
     tool_call: str
     tool: str
     arguments: str
     asked_s: float
+    result_s: float | None = None
+
+    def may_be(self, began_s: float) -> bool:
+        """Whether a command that began then may be its."""
+        return self.asked_s <= began_s + LATE_S and (self.result_s is None or self.result_s >= began_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +63,12 @@ class Joins:
         self._taken: set[str] = set()
 
     def find(self, words: Sequence[str], whole: bool, began_s: float, asked: Sequence[Asked]) -> Match | None:
-        """The tool call of a command that began then, among those that are open; it is taken from now on."""
+        """The tool call of a command that began then, among these; it is taken from now on."""
         ran = list(_texts(words))
         best: tuple[int, float, Asked, str] | None = None
         for each in asked:
             text = command_of(each.arguments)
-            if text is None or each.tool_call in self._taken or each.asked_s > began_s + LATE_S:
+            if text is None or each.tool_call in self._taken or not each.may_be(began_s):
                 continue
             if not (alike := _alike(text, ran, whole)):
                 continue
@@ -145,6 +151,8 @@ def _unwrapped(text: str, depth: int = 0) -> Iterator[str]:
         return
     if (lead := _CD.match(text)) is not None:
         yield from _unwrapped(text[lead.end() :], depth + 1)
+    if len(text) > _MOST_SPLIT:
+        return  # that takes long, and what stands in it is found all the same
     try:
         words = shlex.split(text)
     except ValueError:

@@ -87,7 +87,7 @@ class Tracker:
 
     def claim(self, pid: int, words: tuple[str, ...], at_s: float) -> list[Move]:
         """A process says of itself that it is about to become a command; nothing if it is part of one."""
-        if pid in self._command:
+        if pid in self._command or os.path.basename(words[0] if words else "") in self._names:
             return []
         return [self._begin(pid, words, True, at_s)]
 

@@ -43,7 +43,7 @@ from agentsched.daemon.identity import Ask, Claim, Identities, call_digest
 from agentsched.daemon.server import Daemon
 from agentsched.daemon.settings import Settings
 from agentsched.daemon.signals import KINDS
-from agentsched.engines.byte_frontend import VOCABULARY, ByteFrontend
+from agentsched.engines.byte_frontend import VOCABULARY, ByteFrontend, Mind
 from agentsched.engines.cost import CostProfile
 from agentsched.engines.inprocess import InProcessEngine
 from agentsched.engines.simulated import simulated
@@ -152,14 +152,13 @@ def scores(pairs: list[tuple[str, Any]]) -> tuple[float, float]:
 
 
 @contextmanager
-def served(turns: int, identities: Identities, *, vary: bool) -> Iterator[str]:
+def served(mind: Mind, identities: Identities) -> Iterator[str]:
     """A daemon in a thread of its own; gives its URL."""
     ready, stop = threading.Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
     urls: list[str] = []
 
     async def serve() -> None:
-        mind = ActingMind(turns, vary=vary, delegate=DELEGATE)
         engine = lambda: InProcessEngine(  # noqa: E731
             simulated(NOTHING_COSTS, KV_TOKENS, vocabulary=VOCABULARY, max_running=256), name="simulated"
         )
@@ -279,7 +278,8 @@ def main(
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     console, began_s = Console(width=180), time.monotonic()
     known = Listening()
-    with tempfile.TemporaryDirectory() as folder, served(turns, known, vary=not same_answers) as url:
+    mind = ActingMind(turns, vary=not same_answers, delegate=DELEGATE)
+    with tempfile.TemporaryDirectory() as folder, served(mind, known) as url:
         failed = drive(PYTHON_CLIENTS, runs, url, workers, Path(folder))
         if npm is not None:
             failed += drive(node_clients(npm.resolve()), node_runs, url, 4, Path(folder))

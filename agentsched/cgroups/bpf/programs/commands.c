@@ -3,7 +3,8 @@
  * What is executed in leaves: an event with the words of each execve and execveat, before it is known whether
  * it succeeds (lifecycle.c tells that). A search along PATH shows as several of them.
  *
- * The words are bounded: the first MOST_WORDS, and about TEXT_BYTES in all; status is 1 if some are missing.
+ * The words are bounded: the first MOST_WORDS, and about TEXT_BYTES in all; status is 1 if the last one is cut, or
+ * some are missing.
  * They are read from the caller's memory as it stands; a word whose page is not there is missing as well.
  * Overhead: at execs in leaves, of the order of 10 us with long texts.
  */
@@ -54,10 +55,12 @@ static inline int executing(const char *const *argv)
         place = at;
         asm volatile("%0 &= %1" : "+r"(place) : "i"(TEXT_BYTES - 1));
         got = bpf_probe_read_user_str(&exec->text[place], WORD_BYTES, word);
-        if (got < 0 || got >= WORD_BYTES)
+        if (got < 0)
             break;
         at += got;
         words++;
+        if (got >= WORD_BYTES) /* cut */
+            break;
     }
     exec->bytes = at;
     exec->words = words;
