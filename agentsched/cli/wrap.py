@@ -153,13 +153,14 @@ def _wrapped(
 ) -> int:
     from agentsched.sdk.wrapped import Reports, Silence
 
+    # before there are threads, of which one might take them otherwise
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {*_SIGNALS, signal.SIGCHLD})
     source = open_source(PROGRAMS, sensing)
     listener: _Closing = Reports(daemon, name, log) if daemon else Silence(log)
     agent = Agent(sandbox, source, listener, names=names, hint=hint)
     shims = Shims(agent.claimed) if source.name == "polling" else None
     if shims is not None:
         argv, variables = [shutil.which(argv[0]) or argv[0], *argv[1:]], shims.environment(variables)
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {*_SIGNALS, signal.SIGCHLD})
     try:
         return _wait(agent.start(argv, variables, blocked))
     except OSError as error:

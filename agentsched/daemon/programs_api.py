@@ -284,6 +284,8 @@ class ProgramsApi:
 
     def list_tools(self, asked: Asked) -> Answer:
         query: ToolQuery = asked.query
+        if query.run is not UNSET:
+            check_program(query.run, "run")
         now = time.monotonic()
         found = [
             ToolInfo(

@@ -76,7 +76,8 @@ def start(leaf: Leaf) -> Iterator[Start]:
     begun: list[subprocess.Popen[bytes]] = []
 
     def run(*argv: str, **more: object) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(inside(list(argv), os.environ, leaf.entries()), **more)  # type: ignore[call-overload]
+        words = inside(list(argv), os.environ, leaf.entries())
+        process: subprocess.Popen[bytes] = subprocess.Popen(words, **more)  # type: ignore[call-overload]
         begun.append(process)
         return process
 

@@ -25,6 +25,7 @@ _FIELDS = ("command", "cmd", "script", "code")
 _SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "ash"})
 _DEEPEST = 4
 _LEAST_CONTAINED = 3
+_LEAST_CUT = 32
 _MOST_CHARS = 1 << 17
 _MOST_SPLIT = 1 << 14
 _CD = re.compile(r"""\s*cd\s+(?:[^\s'"&;|]+|'[^']*'|"[^"]*")+\s*(?:&&|;)\s*""")
@@ -107,7 +108,7 @@ def _alike(text: str, ran: Sequence[str], whole: bool) -> int:
         return 3
     if set(map(_plain, _unwrapped(text))) & set(heard):
         return 2
-    if not whole and heard and len(heard[0]) > 32 and said.startswith(heard[0]):
+    if not whole and any(_cut_within(said, each) for each in heard):
         return 2
     if len(said) >= _LEAST_CONTAINED and any(_stands_in(said, each) for each in heard):
         return 1
@@ -117,6 +118,12 @@ def _alike(text: str, ran: Sequence[str], whole: bool) -> int:
 def _stands_in(part: str, text: str) -> bool:
     """Within, and not as a part of a longer word."""
     return re.search(rf"(?<![\w./-]){re.escape(part)}(?![\w./-])", text) is not None
+
+
+def _cut_within(said: str, heard: str) -> bool:
+    """Whether what was cut off goes on, from some place to its end, as this begins."""
+    at = heard.find(said[:_LEAST_CUT]) if len(said) >= _LEAST_CUT else -1
+    return at >= 0 and said.startswith(heard[at:])
 
 
 def _plain(text: str) -> str:

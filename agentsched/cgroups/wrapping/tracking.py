@@ -86,8 +86,10 @@ class Tracker:
         return []
 
     def claim(self, pid: int, words: tuple[str, ...], at_s: float) -> list[Move]:
-        """A process says of itself that it is about to become a command; nothing if it is part of one."""
-        if pid in self._command or os.path.basename(words[0] if words else "") in self._names:
+        """A process says of itself what it is about to become; that may have been seen already."""
+        if (command := self._command.get(pid)) is not None:
+            return [Became(command, words, True)] if self._heads.get(command) == pid else []
+        if os.path.basename(words[0] if words else "") in self._names:
             return []
         return [self._begin(pid, words, True, at_s)]
 

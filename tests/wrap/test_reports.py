@@ -1,0 +1,131 @@
+"""A wrapped agent and a real daemon: commands are reported as the tool calls that the model asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentsched.core import events as ev
+from agentsched.daemon import intake
+from agentsched.engines.byte_frontend import call_text
+from agentsched.engines.frontend import ChatRequest
+from agentsched.sdk.environments import arguments
+from agentsched.sdk.environments import environment as client_environment
+from tests.daemon.serving import served
+from tests.wrap.conftest import MAIN, environment
+
+AGENT = textwrap.dedent(
+    """
+    import json, os, subprocess, urllib.request
+    messages = [{"role": "user", "content": "do it"}]
+    tools = [{"type": "function", "function": {"name": "bash", "parameters": {"type": "object"}}}]
+    while True:
+        body = {"model": "simulated", "messages": messages, "tools": tools}
+        request = urllib.request.Request(
+            os.environ["OPENAI_BASE_URL"] + "/chat/completions",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json", "Authorization": "Bearer " + os.environ["OPENAI_API_KEY"]},
+        )
+        said = json.load(urllib.request.urlopen(request))["choices"][0]["message"]
+        messages.append(said)
+        if not said.get("tool_calls"):
+            break
+        for call in said["tool_calls"]:
+            command = json.loads(call["function"]["arguments"])["command"]
+            done = subprocess.run(["bash", "-lc", command], capture_output=True, text=True)
+            messages.append({"role": "tool", "tool_call_id": call["id"], "content": done.stdout})
+    subprocess.run(["true", "of the agent's own"])
+    """
+)
+COMMANDS = ("sleep 0.3; exit 5", "cd /tmp && sleep 0.2")
+
+
+def mind(request: ChatRequest) -> str:
+    done = sum(message.get("role") == "assistant" for message in request.messages)
+    if done:
+        return "Done."
+    return "".join(call_text("bash", json.dumps({"command": command})) for command in COMMANDS)
+
+
+@pytest.mark.cgroups
+async def test_commands_are_reported_under_the_ids_that_the_model_gave(
+    sensing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posted: list[Any] = []
+    take = intake.take
+
+    def listening(events: list[Any], *rest: Any) -> intake.Taken:
+        posted.extend(events)
+        return take(events, *rest)
+
+    monkeypatch.setattr(intake, "take", listening)
+    script = tmp_path / "agent.py"
+    script.write_text(AGENT)
+    async with served(mind=mind) as served_:
+        words = (
+            "--sensing",
+            sensing,
+            "--daemon",
+            served_.url,
+            "--program",
+            "p",
+            "--",
+            sys.executable,
+            str(script),
+        )
+        process = await asyncio.create_subprocess_exec(*MAIN, *words, env=environment())
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+        asked = (await served_.ask("GET", "/agentsched/v1/tool-calls?run=p"))[1]["tool_calls"]
+    started = [event for event in posted if isinstance(event, ev.ToolStarted)]
+    finished = {event.tool_call: event for event in posted if isinstance(event, ev.ToolFinished)}
+    assert [json.loads(each["arguments"])["command"] for each in asked] == list(COMMANDS)
+    assert [event.tool_call for event in started] == [each["tool_call"] for each in asked]
+    assert {event.program for event in started} == {"p"}
+    assert [event.command for event in started] == ["sleep", "sleep"]
+    assert [finished[each["tool_call"]].exit_status for each in asked] == [5, 0]
+    assert 0.25 <= finished[asked[0]["tool_call"]].wall_s < 5.0
+
+
+async def test_tool_calls_are_listed_by_run_until_a_while_after_their_results() -> None:
+    async with served() as served_:
+        _, body, _ = await served_.post(
+            "/program/mine/v1/chat/completions",
+            {"model": "simulated", "messages": [{"role": "user", "content": '/call bash {"command": "ls"}'}]},
+        )
+        message = body["choices"][0]["message"]
+        await served_.chat("/call other {}", program="q")
+        for run, tools in (("mine", ["bash"]), ("q", ["other"]), ("else", [])):
+            listed = (await served_.ask("GET", f"/agentsched/v1/tool-calls?run={run}"))[1]["tool_calls"]
+            assert [each["tool"] for each in listed] == tools
+        (first, _) = (await served_.ask("GET", "/agentsched/v1/tool-calls"))[1]["tool_calls"]
+        assert (first["tool_call"], first["run"]) == (message["tool_calls"][0]["id"], "mine")
+        assert json.loads(first["arguments"]) == {"command": "ls"}
+        assert first["result_age_s"] is None
+        result = {"role": "tool", "tool_call_id": first["tool_call"], "content": "x"}
+        history = [{"role": "user", "content": '/call bash {"command": "ls"}'}, message, result]
+        await served_.post("/program/mine/v1/chat/completions", {"model": "simulated", "messages": history})
+        (first, _) = (await served_.ask("GET", "/agentsched/v1/tool-calls"))[1]["tool_calls"]
+        assert first["result_age_s"] >= 0.0
+
+
+def test_clients_are_pointed_to_the_daemon() -> None:
+    told = client_environment("http://h:1/", "a b", None, {"OPENAI_API_KEY": "mine"})
+    assert told["ANTHROPIC_BASE_URL"] == "http://h:1/program/a%20b"
+    assert told["OPENAI_BASE_URL"] == "http://h:1/program/a%20b/v1"
+    assert told["ANTHROPIC_API_KEY"] == "none"
+    assert "OPENAI_API_KEY" not in told
+    assert client_environment("http://h:1", "p", "key", {})["OPENAI_API_KEY"] == "key"
+
+
+def test_codex_is_told_by_options_unless_it_has_a_provider() -> None:
+    told = arguments(["/x/codex", "exec", "do"], "http://h:1", "p")
+    assert 'model_providers.agentsched.base_url="http://h:1/program/p/v1"' in told
+    assert told[-2:] == ["exec", "do"]
+    for left in (["claude", "-p"], ["codex", "-c", 'model_provider="own"', "exec"]):
+        assert arguments(left, "http://h:1", "p") == left
