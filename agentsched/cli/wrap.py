@@ -137,7 +137,8 @@ def _variables(daemon: str | None, name: str, hint: str | None) -> dict[str, str
 def _plainly(argv: list[str], variables: Mapping[str, str]) -> int:
     click.echo("agentsched: no cgroups here: the agent's commands are not told apart", err=True)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {*_SIGNALS, signal.SIGCHLD})
-    return _wait(os.posix_spawnp(argv[0], argv, dict(variables), setsigmask=blocked))
+    default = (signal.SIGPIPE,)
+    return _wait(os.posix_spawnp(argv[0], argv, dict(variables), setsigmask=blocked, setsigdef=default))
 
 
 def _wrapped(

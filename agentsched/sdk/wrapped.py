@@ -51,10 +51,11 @@ class _Seen:
     end: tuple[int | None, float, Usage] | None = None
 
 
-def _write(log: IO[str] | None, pid: int, words: tuple[str, ...], tool_call: str | None) -> None:
-    """What a command executed, and the tool call that it was taken for."""
+def _write(log: IO[str] | None, command: Command, words: tuple[str, ...], tool_call: str | None) -> None:
+    """What a command executed, the tool call that it was taken for, and how long it ran outside its leaf."""
     if log is not None:
-        log.write(json.dumps({"pid": pid, "words": words, "tool_call": tool_call}) + "\n")
+        told = {"pid": command.pid, "words": words, "tool_call": tool_call}
+        log.write(json.dumps(told | {"moved_after_s": command.moved_s - command.began_s}) + "\n")
         log.flush()
 
 
@@ -125,7 +126,7 @@ class Reports:
                 seen.watch.tick()
             late = last or time.monotonic() > seen.command.began_s + GIVE_UP_S
             if seen.match is None and late:
-                _write(self._log, seen.command.pid, seen.command.words, None)
+                _write(self._log, seen.command, seen.command.words, None)
                 del self._seen[number]
             elif seen.run is not None and seen.end is not None:
                 self._report_end(seen.run, seen.end)
@@ -144,7 +145,7 @@ class Reports:
         seen.run = ToolRun(self._reporter, self._run, spec, hint)
         seen.watch = Watch(spec, {}, seen.run.progressed)
         seen.watch.begin(seen.command.leaf)
-        _write(self._log, seen.command.pid, words, call.tool_call)
+        _write(self._log, seen.command, words, call.tool_call)
 
     def _report_end(self, run: ToolRun, end: tuple[int | None, float, Usage]) -> None:
         status, wall_s, used = end
@@ -191,7 +192,7 @@ class Silence:
         self._log = log
 
     def began(self, command: Command) -> None:
-        _write(self._log, command.pid, command.words, None)
+        _write(self._log, command, command.words, None)
 
     def became(self, command: Command, words: tuple[str, ...], whole: bool) -> None:
         """Nobody wants to know."""

@@ -92,28 +92,6 @@ async def test_commands_are_reported_under_the_ids_that_the_model_gave(
     assert 0.25 <= finished[asked[0]["tool_call"]].wall_s < 5.0
 
 
-async def test_tool_calls_are_listed_by_run_until_a_while_after_their_results() -> None:
-    async with served() as served_:
-        _, body, _ = await served_.post(
-            "/program/mine/v1/chat/completions",
-            {"model": "simulated", "messages": [{"role": "user", "content": '/call bash {"command": "ls"}'}]},
-        )
-        message = body["choices"][0]["message"]
-        await served_.chat("/call other {}", program="q")
-        for run, tools in (("mine", ["bash"]), ("q", ["other"]), ("else", [])):
-            listed = (await served_.ask("GET", f"/agentsched/v1/tool-calls?run={run}"))[1]["tool_calls"]
-            assert [each["tool"] for each in listed] == tools
-        (first, _) = (await served_.ask("GET", "/agentsched/v1/tool-calls"))[1]["tool_calls"]
-        assert (first["tool_call"], first["run"]) == (message["tool_calls"][0]["id"], "mine")
-        assert json.loads(first["arguments"]) == {"command": "ls"}
-        assert first["result_age_s"] is None
-        result = {"role": "tool", "tool_call_id": first["tool_call"], "content": "x"}
-        history = [{"role": "user", "content": '/call bash {"command": "ls"}'}, message, result]
-        await served_.post("/program/mine/v1/chat/completions", {"model": "simulated", "messages": history})
-        (first, _) = (await served_.ask("GET", "/agentsched/v1/tool-calls"))[1]["tool_calls"]
-        assert first["result_age_s"] >= 0.0
-
-
 def test_clients_are_pointed_to_the_daemon() -> None:
     told = client_environment("http://h:1/", "a b", None, {"OPENAI_API_KEY": "mine"})
     assert told["ANTHROPIC_BASE_URL"] == "http://h:1/program/a%20b"

@@ -40,13 +40,14 @@ _STATUS_S = 0.5
 
 @dataclass(eq=False, slots=True)
 class Command:
-    """One command of the agent. ``leaf`` is where it runs; ``words`` what it executed."""
+    """One command of the agent. ``leaf`` is where it runs, since ``moved_s``; ``words`` what it executed."""
 
     number: int
     pid: int
     words: tuple[str, ...]
     whole: bool
     began_s: float
+    moved_s: float
     leaf: Leaf
     ending: Ending
     _leaves: ExitStack = field(repr=False)
@@ -171,7 +172,17 @@ class Agent:
         except (HostRefused, OSError) as error:
             _log.warning("a command runs on in the agent's own leaf: %s", error)
             return
-        command = Command(move.command, move.pid, move.words, move.whole, move.at_s, leaf, ending, leaves)
+        command = Command(
+            number=move.command,
+            pid=move.pid,
+            words=move.words,
+            whole=move.whole,
+            began_s=move.at_s,
+            moved_s=time.monotonic(),
+            leaf=leaf,
+            ending=ending,
+            _leaves=leaves,
+        )
         self._commands[move.command] = command
         self._listener.began(command)
         self._spare = self._new_leaf()

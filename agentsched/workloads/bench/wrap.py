@@ -7,7 +7,8 @@ has, and that all runs have alike, so the commands of one agent look like those 
 took each command for (``--log``) is then held against the tool call that has its mark, and is of its run.
 
 Right: that tool call. Wrong: another one. Missed: a tool call whose command was not found. Both ways of
-seeing commands are measured: by BPF, and by polling with shims for shells.
+seeing commands are measured: by BPF, and by polling with shims for shells. Told apart: how long a command ran
+before it was in its leaf.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from agentsched.engines.byte_frontend import call_text
 from agentsched.engines.frontend import ChatRequest
 from agentsched.workloads.bench.identity import served
 from agentsched.workloads.live_clients import Driver, Run, node_clients
-from agentsched.workloads.summary import describe_host
+from agentsched.workloads.summary import describe_host, percentile
 
 RESULT = Path("out/bench/wrap.json")
 AT_ONCE = 2
@@ -115,7 +116,12 @@ def drive(driver: Driver, runs: int, url: str, sensing: str, folder: Path) -> di
     return failed
 
 
-def judge(given: dict[str, list[str]], logs: list[Path], turns: int) -> dict[str, int]:
+def read(logs: list[Path]) -> list[list[dict[str, Any]]]:
+    """The commands of each agent."""
+    return [[json.loads(line) for line in log.read_text("utf-8").splitlines()] for log in logs]
+
+
+def judge(given: dict[str, list[str]], logs: list[list[dict[str, Any]]]) -> dict[str, int]:
     """How many commands are right, wrong and missed. The truth of a tool call follows from when it was given
     out: a run is one program, whose answers come in order."""
     truth = {
@@ -125,8 +131,7 @@ def judge(given: dict[str, list[str]], logs: list[Path], turns: int) -> dict[str
     }
     counts = {"asked": len(truth), "right": 0, "wrong": 0, "own": 0}
     found: set[str] = set()
-    for log in logs:
-        taken = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    for taken in logs:
         told = [each["tool_call"] for each in taken if each["tool_call"]]
         programs = [truth[tool_call][0] for tool_call in told if tool_call in truth]
         own = max(set(programs), key=programs.count) if programs else ""
@@ -167,8 +172,19 @@ def main(npm: Path, runs: int, turns: int, quick: bool, path: Path) -> None:
             known = Minting()
             with tempfile.TemporaryDirectory() as folder, served(Commanding(turns), known) as url:
                 failed = drive(driver, runs, url, sensing, Path(folder))
-                counts = judge(known.given, sorted(Path(folder).glob("*.log")), turns)
-            rows.append({"client": client, "sensing": sensing, **counts, "failed": failed})
+                logs = read(sorted(Path(folder).glob("*.log")))
+            counts = judge(known.given, logs)
+            moved = sorted(1000 * each["moved_after_s"] for log in logs for each in log)
+            rows.append(
+                {
+                    "client": client,
+                    "sensing": sensing,
+                    **counts,
+                    "moved_after_p50_ms": round(percentile(moved, 50), 2),
+                    "moved_after_p90_ms": round(percentile(moved, 90), 2),
+                    "failed": failed,
+                }
+            )
             console.print(f"{client}, {sensing}: {counts}", style="dim")
             for name, why in failed.items():
                 console.print(f"{name}: {why}", markup=False)
@@ -188,11 +204,12 @@ def main(npm: Path, runs: int, turns: int, quick: bool, path: Path) -> None:
 
 def show(rows: list[dict[str, Any]], console: Console) -> None:
     """The table, for people and for the docs."""
-    table = Table("client", "seen by", "tool calls", "right", "wrong", "missed", "own commands of the agent")
+    table = Table("client", "seen by", "tool calls", "right", "wrong", "missed", "others", "moved after ms")
     for row in rows:
         share = f"{row['right']} ({100 * row['right'] / max(1, row['asked']):.1f} %)"
         others = (str(row[name]) for name in ("wrong", "missed", "own"))
-        table.add_row(row["client"], row["sensing"], str(row["asked"]), share, *others)
+        moved = f"{row['moved_after_p50_ms']:.1f} (P90 {row['moved_after_p90_ms']:.1f})"
+        table.add_row(row["client"], row["sensing"], str(row["asked"]), share, *others, moved)
     console.print(table)
 
 
