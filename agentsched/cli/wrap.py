@@ -157,7 +157,7 @@ def _wrapped(
     # before there are threads, of which one might take them otherwise
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {*_SIGNALS, signal.SIGCHLD})
     source = open_source(PROGRAMS, sensing)
-    listener: _Closing = Reports(daemon, name, log) if daemon else Silence(log)
+    listener: _Closing = Reports(daemon, name, log, hint) if daemon else Silence(log)
     agent = Agent(sandbox, source, listener, names=names, hint=hint)
     shims = Shims(agent.claimed) if source.name == "polling" else None
     if shims is not None:

@@ -28,7 +28,6 @@ def environment(daemon: str, program: str, key: str | None, present: Mapping[str
         "OPENAI_BASE_URL": f"{base}/v1",
         "OPENAI_API_BASE": f"{base}/v1",
         "AGENTSCHED_URL": daemon,
-        "AGENTSCHED_PROGRAM": program,
     }
     if key:
         return urls | {"ANTHROPIC_API_KEY": key, "OPENAI_API_KEY": key}

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from agentsched.cgroups.contract import ToolSpec, Usage
-from agentsched.cgroups.hints import hint_of
+from agentsched.cgroups.hints import Hint, hint_of
 from agentsched.cgroups.watching import Watch
 from agentsched.cgroups.wrapping.agent import Command
 from agentsched.cgroups.wrapping.joining import Asked, Joins, Match
@@ -61,12 +61,12 @@ def _write(log: IO[str] | None, command: Command, words: tuple[str, ...], tool_c
 
 class Reports:
     """See ``wrapping.agent.Listener``. ``run`` is the agent's name in its base URL. ``log`` gets a line for
-    each command once it is known what it is."""
+    each command once it is known what it is. ``hint``: of commands that have none."""
 
-    def __init__(self, url: str, run: str, log: IO[str] | None = None) -> None:
+    def __init__(self, url: str, run: str, log: IO[str] | None = None, hint: Hint | None = None) -> None:
         self._url = f"{url.rstrip('/')}/agentsched/v1/tool-calls?{urllib.parse.urlencode({'run': run})}"
         self._run = run
-        self._log = log
+        self._log, self._hint = log, hint
         self._key = os.environ.get(KEY_VARIABLE)
         self._reporter = Reporter(url, self._key)
         self._joins = Joins()
@@ -141,8 +141,8 @@ class Reports:
             return
         call, text = seen.match.asked, seen.match.text
         spec = ToolSpec(command=text.replace("\0", ""), tool_call=call.tool_call, tool=call.tool)
-        hint, _ = hint_of(spec, os.environ)
-        seen.run = ToolRun(self._reporter, self._run, spec, hint)
+        hint, _ = hint_of(spec, {})
+        seen.run = ToolRun(self._reporter, self._run, spec, hint or self._hint)
         seen.watch = Watch(spec, {}, seen.run.progressed)
         seen.watch.begin(seen.command.leaf)
         _write(self._log, seen.command, words, call.tool_call)

@@ -8,6 +8,7 @@ there when the agent ends is killed.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -20,7 +21,7 @@ from typing import Protocol
 
 from agentsched.cgroups import tree
 from agentsched.cgroups.bpf.facts import Source
-from agentsched.cgroups.contract import HostRefused, Leaf, Usage
+from agentsched.cgroups.contract import Leaf, SandboxError, Usage
 from agentsched.cgroups.hints import Hint
 from agentsched.cgroups.sandbox import Sandbox
 from agentsched.cgroups.spawn import inside
@@ -33,6 +34,7 @@ PROGRAMS = ("lifecycle", "commands")
 """The BPF programs that are needed."""
 
 _LOOK_S = 0.2
+_NICE = -10
 _SETTLE_S = 0.05
 _STATUS_S = 0.5
 """For so long the status of what has ended may come late: the agent must have waited for it first."""
@@ -136,6 +138,10 @@ class Agent:
 
     def _sense(self) -> None:
         assert self._tracker is not None
+        with contextlib.suppress(
+            PermissionError
+        ):  # on a busy machine it would come late by what others compute
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while True:
             over = self._over.is_set()
             events = self._source.events(_SETTLE_S if over else _LOOK_S)
@@ -169,7 +175,7 @@ class Agent:
             self._spare = None
             ending = Ending(move.pid)
             tree.enter(leaf.entries(), move.pid)
-        except (HostRefused, OSError) as error:
+        except (SandboxError, OSError) as error:
             _log.warning("a command runs on in the agent's own leaf: %s", error)
             return
         command = Command(
@@ -185,7 +191,10 @@ class Agent:
         )
         self._commands[move.command] = command
         self._listener.began(command)
-        self._spare = self._new_leaf()
+        try:
+            self._spare = self._new_leaf()  # the next command does not wait for it to be made
+        except SandboxError:
+            self._spare = None  # it is tried again, and said, when there is a command for it
 
     def _new_leaf(self) -> tuple[ExitStack, Leaf]:
         leaves = ExitStack()
