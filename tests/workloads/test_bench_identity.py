@@ -11,8 +11,8 @@ from agentsched.daemon.signals import KINDS, Origin
 from agentsched.engines.frontend import ChatRequest
 from agentsched.workloads.acting import ActingMind
 from agentsched.workloads.bench.identity import (
-    DELEGATE,
     ALL_CLIENTS,
+    DELEGATE,
     Listening,
     drive,
     replayed,

@@ -138,9 +138,8 @@ class Agent:
 
     def _sense(self) -> None:
         assert self._tracker is not None
-        with contextlib.suppress(
-            PermissionError
-        ):  # on a busy machine it would come late by what others compute
+        # on a busy machine it would come late by what others compute
+        with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while True:
             over = self._over.is_set()
@@ -173,7 +172,6 @@ class Agent:
         try:
             leaves, leaf = self._spare or self._new_leaf()
             self._spare = None
-            ending = Ending(move.pid)
             tree.enter(leaf.entries(), move.pid)
         except (SandboxError, OSError) as error:
             _log.warning("a command runs on in the agent's own leaf: %s", error)
@@ -186,7 +184,7 @@ class Agent:
             began_s=move.at_s,
             moved_s=time.monotonic(),
             leaf=leaf,
-            ending=ending,
+            ending=Ending(move.pid),
             _leaves=leaves,
         )
         self._commands[move.command] = command
