@@ -25,6 +25,7 @@ from agentsched.cgroups.hints import Hint, hint_of
 from agentsched.cgroups.watching import Watch
 from agentsched.cgroups.wrapping.agent import Command
 from agentsched.cgroups.wrapping.joining import Asked, Joins, Match
+from agentsched.cgroups.wrapping.written import Written
 from agentsched.sdk.reporting import KEY_VARIABLE, Reporter
 from agentsched.sdk.tool_runs import ToolRun
 
@@ -48,6 +49,7 @@ class _Seen:
     match: Match | None = None
     run: ToolRun | None = None
     watch: Watch | None = None
+    written: Written | None = None
     end: tuple[int | None, float, Usage] | None = None
 
 
@@ -122,14 +124,15 @@ class Reports:
         for seen in open_ones:
             self._join(seen, asked or [])
         for number, seen in list(self._seen.items()):
-            if seen.run is not None and seen.watch is not None and seen.watch.due_s <= time.monotonic():
-                seen.watch.tick()
+            self._tick(seen)
             late = last or time.monotonic() > seen.command.began_s + GIVE_UP_S
             if seen.match is None and late:
                 _write(self._log, seen.command, seen.command.words, None)
                 del self._seen[number]
             elif seen.run is not None and seen.end is not None:
                 self._report_end(seen.run, seen.end)
+                if seen.written is not None:
+                    seen.written.close()
                 del self._seen[number]
 
     def _join(self, seen: _Seen, asked: list[Asked]) -> None:
@@ -145,7 +148,16 @@ class Reports:
         seen.run = ToolRun(self._reporter, self._run, spec, hint or self._hint)
         seen.watch = Watch(spec, {}, seen.run.progressed)
         seen.watch.begin(seen.command.leaf)
+        seen.written = Written(seen.command.pid)
         _write(self._log, seen.command, words, call.tool_call)
+
+    def _tick(self, seen: _Seen) -> None:
+        """Look at a running one, if it is time to."""
+        if seen.watch is None or seen.written is None or seen.watch.due_s > time.monotonic():
+            return
+        if more := seen.written.more():
+            seen.watch.output(more)
+        seen.watch.tick()
 
     def _report_end(self, run: ToolRun, end: tuple[int | None, float, Usage]) -> None:
         status, wall_s, used = end

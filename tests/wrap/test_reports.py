@@ -38,12 +38,15 @@ AGENT = textwrap.dedent(
             break
         for call in said["tool_calls"]:
             command = json.loads(call["function"]["arguments"])["command"]
-            done = subprocess.run(["bash", "-lc", command], capture_output=True, text=True)
-            messages.append({"role": "tool", "tool_call_id": call["id"], "content": done.stdout})
+            with open(os.environ["OUTPUT"], "w+") as output:  # as Claude Code does
+                subprocess.run(["bash", "-lc", command], stdout=output)
+                said = open(os.environ["OUTPUT"]).read()
+            messages.append({"role": "tool", "tool_call_id": call["id"], "content": said})
     subprocess.run(["true", "of the agent's own"])
     """
 )
-COMMANDS = ("sleep 0.3; exit 5", "cd /tmp && sleep 0.2")
+STEPS = 'for i in 1 2 3 4 5 6; do echo "[$i/6] step"; sleep 0.3; done'
+COMMANDS = ("sleep 0.3; exit 5", f"cd /tmp && {STEPS}")
 
 
 def mind(request: ChatRequest) -> str:
@@ -79,7 +82,8 @@ async def test_commands_are_reported_under_the_ids_that_the_model_gave(
             sys.executable,
             str(script),
         )
-        process = await asyncio.create_subprocess_exec(*MAIN, *words, env=environment())
+        output = str(tmp_path / "output")
+        process = await asyncio.create_subprocess_exec(*MAIN, *words, env=environment(OUTPUT=output))
         assert await asyncio.wait_for(process.wait(), 60) == 0
         asked = (await served_.ask("GET", "/agentsched/v1/tool-calls?run=p"))[1]["tool_calls"]
     started = [event for event in posted if isinstance(event, ev.ToolStarted)]
@@ -87,7 +91,12 @@ async def test_commands_are_reported_under_the_ids_that_the_model_gave(
     assert [json.loads(each["arguments"])["command"] for each in asked] == list(COMMANDS)
     assert [event.tool_call for event in started] == [each["tool_call"] for each in asked]
     assert {event.program for event in started} == {"p"}
-    assert [event.command for event in started] == ["sleep", "sleep"]
+    assert started[0].command == "sleep"
+    progressed = [event for event in posted if isinstance(event, ev.ToolProgressed)]
+    shares = [event.done_fraction for event in progressed if event.done_fraction]
+    assert {event.tool_call for event in progressed} <= finished.keys()
+    assert shares
+    assert shares == sorted(shares)
     assert [finished[each["tool_call"]].exit_status for each in asked] == [5, 0]
     assert 0.25 <= finished[asked[0]["tool_call"]].wall_s < 5.0
 
