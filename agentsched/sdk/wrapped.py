@@ -24,13 +24,16 @@ from agentsched.cgroups.contract import ToolSpec, Usage
 from agentsched.cgroups.hints import Hint, hint_of
 from agentsched.cgroups.watching import Watch
 from agentsched.cgroups.wrapping.agent import Command
-from agentsched.cgroups.wrapping.joining import Asked, Joins, Match
+from agentsched.cgroups.wrapping.joining import Asked, Joins, Match, Ran
 from agentsched.cgroups.wrapping.written import Written
 from agentsched.sdk.reporting import KEY_VARIABLE, Reporter
 from agentsched.sdk.tool_runs import ToolRun
 
 GIVE_UP_S = 1.5
 """A command that is no tool call known by then is none."""
+
+SURE_S = 0.3
+"""For so long a better match is waited for than that a tool call's text stands somewhere in what runs."""
 
 _AGAIN_S = 0.1
 _ASK_TIMEOUT_S = 2.0
@@ -45,7 +48,7 @@ class _Seen:
     """One command, what it executed in turn, and its tool call once that is known."""
 
     command: Command
-    words: list[tuple[tuple[str, ...], bool]]
+    ran: list[Ran]
     match: Match | None = None
     run: ToolRun | None = None
     watch: Watch | None = None
@@ -107,11 +110,11 @@ class Reports:
         self._look(last=True)
 
     def _began(self, command: Command) -> None:
-        self._seen[command.number] = _Seen(command, [(command.words, command.whole)])
+        self._seen[command.number] = _Seen(command, [Ran(command.words, command.whole)])
 
     def _became(self, number: int, words: tuple[str, ...], whole: bool) -> None:
         if (seen := self._seen.get(number)) is not None and seen.match is None:
-            seen.words.append((words, whole))
+            seen.ran.append(Ran(words, whole))
 
     def _ended(self, number: int, end: tuple[int | None, float, Usage]) -> None:
         if (seen := self._seen.get(number)) is not None:
@@ -136,11 +139,10 @@ class Reports:
                 del self._seen[number]
 
     def _join(self, seen: _Seen, asked: list[Asked]) -> None:
-        for words, whole in seen.words:
-            seen.match = self._joins.find(words, whole, seen.command.began_s, asked)
-            if seen.match is not None:
-                break
-        else:
+        began_s = seen.command.began_s
+        sure = seen.end is None and time.monotonic() < began_s + SURE_S
+        seen.match = self._joins.find(seen.ran, began_s, asked, sure=sure)
+        if seen.match is None:
             return
         call, text = seen.match.asked, seen.match.text
         spec = ToolSpec(command=text.replace("\0", ""), tool_call=call.tool_call, tool=call.tool)
@@ -149,7 +151,7 @@ class Reports:
         seen.watch = Watch(spec, {}, seen.run.progressed)
         seen.watch.begin(seen.command.leaf)
         seen.written = Written(seen.command.pid)
-        _write(self._log, seen.command, words, call.tool_call)
+        _write(self._log, seen.command, seen.match.ran.words, call.tool_call)
 
     def _tick(self, seen: _Seen) -> None:
         """Look at a running one, if it is time to."""

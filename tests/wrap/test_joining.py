@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentsched.cgroups.wrapping.joining import Asked, Joins, command_of
+from agentsched.cgroups.wrapping.joining import Asked, Joins, Ran, command_of
 
 
 def claude(command: str) -> tuple[str, ...]:
@@ -37,7 +37,7 @@ def asked(name: str, arguments: object, at_s: float = 0.0, result_s: float | Non
 
 
 def found(words: tuple[str, ...], *calls: Asked, began_s: float = 1.0, whole: bool = True) -> str | None:
-    match = Joins().find(words, whole, began_s, calls)
+    match = Joins().find([Ran(words, whole)], began_s, calls)
     return match.asked.tool_call if match else None
 
 
@@ -85,6 +85,24 @@ def test_a_part_of_a_word_is_no_match() -> None:
     assert found(("bash", "-c", "make tests-all"), asked("t", {"command": "make tests"})) is None
 
 
+def test_a_short_text_within_a_long_one_is_no_match() -> None:
+    assert found(("bash", "-c", "for f in $(ls); do cp $f .; done"), asked("t", {"command": "ls"})) is None
+
+
+def test_what_a_command_becomes_tells_better_than_what_stands_within() -> None:
+    """Codex hands its command through a long script, in which another tool call's text may stand, too."""
+    long, short = "make tests-unit && make tests-all", "make tests-unit"
+    calls = [asked("short", {"command": short}), asked("long", {"command": long})]
+    first = Ran(("codex-setup", "bash", "-c", f"export A=1; exec bash -c '{long}'"), True)
+    assert Joins().find([first], 1.0, calls, sure=True) is None
+    match = Joins().find([first, Ran(("bash", "-c", long), True)], 1.0, calls, sure=True)
+    assert match is not None
+    assert match.asked.tool_call == "long"
+    match = Joins().find([first], 1.0, calls)
+    assert match is not None
+    assert match.asked.tool_call == "long"
+
+
 def test_a_command_that_was_cut_is_known_by_its_beginning() -> None:
     command = "echo " + "x" * 9000
     call = asked("t", {"command": command})
@@ -100,7 +118,7 @@ def test_a_command_that_was_cut_is_known_by_its_beginning() -> None:
 def test_of_equal_ones_each_is_taken_once_in_order_of_asking() -> None:
     joins = Joins()
     calls = [asked("b", {"command": "ls"}, 0.5), asked("a", {"command": "ls"}, 0.2)]
-    taken = [joins.find(("sh", "-c", "ls"), True, 1.0, calls) for _ in range(3)]
+    taken = [joins.find([Ran(("sh", "-c", "ls"), True)], 1.0, calls) for _ in range(3)]
     assert [match and match.asked.tool_call for match in taken] == ["a", "b", None]
 
 

@@ -14,6 +14,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from agentsched.cgroups.commands import is_script
 
@@ -24,7 +25,8 @@ clients may begin before an answer has ended."""
 _FIELDS = ("command", "cmd", "script", "code")
 _SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "ash"})
 _DEEPEST = 4
-_LEAST_CONTAINED = 3
+_WITHIN = 1
+_LEAST_CONTAINED = 12
 _LEAST_CUT = 32
 _MOST_CHARS = 1 << 17
 _MOST_SPLIT = 1 << 14
@@ -49,12 +51,20 @@ class Asked:
         return self.asked_s <= began_s + LATE_S and (self.result_s is None or self.result_s >= began_s)
 
 
+class Ran(NamedTuple):
+    """What a process executed; ``whole``: all of its words, in full."""
+
+    words: tuple[str, ...]
+    whole: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The tool call of a command, and the command as the model wrote it."""
+    """The tool call of a command, the command as the model wrote it, and by what it was known."""
 
     asked: Asked
     text: str
+    ran: Ran
 
 
 class Joins:
@@ -63,22 +73,31 @@ class Joins:
     def __init__(self) -> None:
         self._taken: set[str] = set()
 
-    def find(self, words: Sequence[str], whole: bool, began_s: float, asked: Sequence[Asked]) -> Match | None:
-        """The tool call of a command that began then, among these; it is taken from now on."""
-        ran = list(_texts(words))
-        best: tuple[int, float, Asked, str] | None = None
+    def find(
+        self, ran: Sequence[Ran], began_s: float, asked: Sequence[Asked], *, sure: bool = False
+    ) -> Match | None:
+        """The tool call of a command that began then and executed these in turn, among ``asked``; it is taken
+        from now on. ``sure``: not one whose text only stands somewhere within: what the command becomes
+        next may tell better."""
+        heard = [(each, list(_texts(each.words))) for each in ran]
+        best: tuple[tuple[int, int, float], Match] | None = None
         for each in asked:
             text = command_of(each.arguments)
             if text is None or each.tool_call in self._taken or not each.may_be(began_s):
                 continue
-            if not (alike := _alike(text, ran, whole)):
+            alike, by = max(
+                ((_alike(text, texts, one.whole), one) for one, texts in heard), key=lambda pair: pair[0]
+            )
+            if alike <= (_WITHIN if sure else 0):
                 continue
-            if best is None or (-alike, each.asked_s) < best[:2]:
-                best = -alike, each.asked_s, each, text
+            # of several that stand within, the longest leaves least unexplained
+            rank = (-alike, -len(text) if alike == _WITHIN else 0, each.asked_s)
+            if best is None or rank < best[0]:
+                best = rank, Match(each, text, by)
         if best is None:
             return None
-        self._taken.add(best[2].tool_call)
-        return Match(best[2], best[3])
+        self._taken.add(best[1].asked.tool_call)
+        return best[1]
 
 
 def command_of(arguments: str) -> str | None:
@@ -99,7 +118,7 @@ def command_of(arguments: str) -> str | None:
 
 
 def _alike(text: str, ran: Sequence[str], whole: bool) -> int:
-    """3: the same; 2: the same but for what leads to it; 1: it stands within what runs; 0: another one."""
+    """3: the same; 2: the same but for what leads to it; _WITHIN: it stands in what runs; 0: another one."""
     said = _plain(text)
     if not said:
         return 0
@@ -111,7 +130,7 @@ def _alike(text: str, ran: Sequence[str], whole: bool) -> int:
     if not whole and any(_cut_within(said, each) for each in heard):
         return 2
     if len(said) >= _LEAST_CONTAINED and any(_stands_in(said, each) for each in heard):
-        return 1
+        return _WITHIN
     return 0
 
 
@@ -167,5 +186,8 @@ def _unwrapped(text: str, depth: int = 0) -> Iterator[str]:
     if (script := _script(words)) is not None:
         yield from _unwrapped(script, depth + 1)
     for place, word in enumerate(words[:-1]):
-        if word == "eval":
-            yield from _unwrapped(words[place + 1], depth + 1)
+        inner = (
+            words[place + 1] if word == "eval" else _script(words[place + 1 :]) if word == "exec" else None
+        )
+        if inner is not None:
+            yield from _unwrapped(inner, depth + 1)
