@@ -30,7 +30,7 @@ from agentsched.sdk.reporting import KEY_VARIABLE, Reporter
 from agentsched.sdk.tool_runs import ToolRun
 
 GIVE_UP_S = 1.5
-"""A command that is no tool call known by then is none."""
+"""What was executed and is no tool call that is known by then is none."""
 
 SURE_S = 0.3
 """For so long a better match is waited for than that a tool call's text stands somewhere in what runs."""
@@ -45,10 +45,11 @@ _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 @dataclass(eq=False, slots=True)
 class _Seen:
-    """One command, what it executed in turn, and its tool call once that is known."""
+    """One command, what it executed in turn (lastly at ``since_s``), and its tool call once that is known."""
 
     command: Command
     ran: list[Ran]
+    since_s: float
     match: Match | None = None
     run: ToolRun | None = None
     watch: Watch | None = None
@@ -110,11 +111,12 @@ class Reports:
         self._look(last=True)
 
     def _began(self, command: Command) -> None:
-        self._seen[command.number] = _Seen(command, [Ran(command.words, command.whole)])
+        self._seen[command.number] = _Seen(command, [Ran(command.words, command.whole)], time.monotonic())
 
     def _became(self, number: int, words: tuple[str, ...], whole: bool) -> None:
         if (seen := self._seen.get(number)) is not None and seen.match is None:
             seen.ran.append(Ran(words, whole))
+            seen.since_s = time.monotonic()
 
     def _ended(self, number: int, end: tuple[int | None, float, Usage]) -> None:
         if (seen := self._seen.get(number)) is not None:
@@ -122,14 +124,17 @@ class Reports:
 
     def _look(self, *, last: bool = False) -> None:
         """Join what is not joined yet, and report what is new of the rest."""
-        open_ones = [seen for seen in self._seen.values() if seen.match is None]
+        stale_s = time.monotonic() - GIVE_UP_S
+        open_ones = [
+            seen for seen in self._seen.values() if seen.match is None and (last or seen.since_s > stale_s)
+        ]
         asked = self._asked() if open_ones else []
         for seen in open_ones:
             self._join(seen, asked or [])
         for number, seen in list(self._seen.items()):
             self._tick(seen)
-            late = last or time.monotonic() > seen.command.began_s + GIVE_UP_S
-            if seen.match is None and late:
+            over = last or (seen.end is not None and seen.since_s <= stale_s)
+            if seen.match is None and over:
                 _write(self._log, seen.command, seen.command.words, None)
                 del self._seen[number]
             elif seen.run is not None and seen.end is not None:
@@ -140,7 +145,7 @@ class Reports:
 
     def _join(self, seen: _Seen, asked: list[Asked]) -> None:
         began_s = seen.command.began_s
-        sure = seen.end is None and time.monotonic() < began_s + SURE_S
+        sure = seen.end is None and time.monotonic() < seen.since_s + SURE_S
         seen.match = self._joins.find(seen.ran, began_s, asked, sure=sure)
         if seen.match is None:
             return

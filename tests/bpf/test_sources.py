@@ -38,21 +38,25 @@ def on_a_disk(folder: Path) -> None:
         pytest.skip(f"{folder} is on no block device")
 
 
-def test_commands_of_a_leaf_are_seen_in_full_and_in_order(source: Source, leaf: Leaf, start: Start) -> None:
+def test_commands_of_a_leaf_are_seen_in_full_and_in_order(
+    source: Source, leaf: Leaf, start: Start, tmp_path: Path
+) -> None:
     source.watch(leaf)
-    text = "sleep 0.3; sleep 0.2" + " " * 1000 + "# end"
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    text = f"cat {first}; cat {second}" + " " * 1000 + "# end"
+    os.mkfifo(first)
+    os.mkfifo(second)
     shell = start("sh", "-c", text)
-    events = events_until(source, lambda seen: exited(shell.pid, seen))
-    said = [
-        words
-        for words in words_of(events)
-        if words in (("sh", "-c", text), ("sleep", "0.3"), ("sleep", "0.2"))
-    ]
-    assert said == [("sh", "-c", text), ("sleep", "0.3"), ("sleep", "0.2")]
+    events: list[Event] = []
+    for fifo in (first, second):
+        events += events_until(source, lambda seen, fifo=fifo: ("cat", fifo) in words_of(seen))  # type: ignore[misc]
+        open(fifo, "w").close()  # it ends only now
+    events += events_until(source, lambda seen: exited(shell.pid, seen))
+    expected = [("sh", "-c", text), ("cat", first), ("cat", second)]
+    assert [words for words in words_of(events) if words in expected] == expected
     children = {event.pid for event in events if isinstance(event, Forked) and event.parent == shell.pid}
-    assert {
-        event.pid for event in events if isinstance(event, Executed) and event.words[0] == "sleep"
-    } <= children
+    cats = {event.pid for event in events if isinstance(event, Executed) and event.words[0] == "cat"}
+    assert cats <= children
     assert {event.leaf for event in events} == {leaf.cgroup_id}
     facts = source.facts(leaf)
     assert facts.exits == (facts.forks or 0) + (source.name == "bpf")  # the shell was forked outside

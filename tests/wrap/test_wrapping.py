@@ -42,7 +42,8 @@ def test_standard_streams_are_the_agents_own(cgroups: None) -> None:
 def test_each_command_has_a_leaf_of_its_own_and_the_agent_another(sensing: str, tmp_path: Path) -> None:
     # the agent looks where it is by builtins: what it starts is a command
     place = "while read -r line; do case $line in 0::*) echo ${line#0::};; esac; done < /proc/$$/cgroup"
-    agent = f'{place}; for i in 1 2; do sh -c "sleep 0.3; {WHERE}; sleep 0.1; {WHERE}; : $i"; done'
+    moved = f"until {WHERE} | grep -qv /agent=; do sleep 0.05; done"
+    agent = f'{place}; for i in 1 2; do sh -c "{moved}; {WHERE}; {WHERE}; : $i"; done'
     log = tmp_path / "log"
     done = wrap("--sensing", sensing, "--log", str(log), "--", "bash", "-c", agent)
     own, *commands = (line.rpartition("/")[2] for line in done.stdout.split())
