@@ -274,14 +274,19 @@ def _configure(leaf: Leaf, spec: ToolSpec, hint: Hint | None, can: Capabilities)
     return tuple(unenforced)
 
 
+def inside(argv: list[str], environment: Mapping[str, str], entries: list[str]) -> list[str]:
+    """What enters a leaf by its ``entries`` and then becomes ``argv``."""
+    if not entries:
+        return argv
+    # a shell drops variables whose names it cannot hold, so env(1) sets those behind it
+    odd = [f"{name}={value}" for name, value in environment.items() if not _SHELL_NAME.fullmatch(name)]
+    return ["/bin/sh", "-c", _ENTER, "agentsched", *entries, "--", *(["env", *odd] if odd else []), *argv]
+
+
 def _start(
     outputs: Outputs, spec: ToolSpec, environment: dict[str, str], entries: list[str]
 ) -> subprocess.Popen[bytes]:
-    argv = outputs.argv
-    if entries:
-        # a shell drops variables whose names it cannot hold, so env(1) sets those behind it
-        odd = [f"{name}={value}" for name, value in environment.items() if not _SHELL_NAME.fullmatch(name)]
-        argv = ["/bin/sh", "-c", _ENTER, "agentsched", *entries, "--", *(["env", *odd] if odd else []), *argv]
+    argv = inside(outputs.argv, environment, entries)
     try:
         return subprocess.Popen(
             argv,

@@ -13,7 +13,8 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 import click
 
@@ -139,24 +140,23 @@ def _kernel() -> Iterator[Check]:
 
 
 def _bpf() -> Iterator[Check]:
+    from agentsched.cgroups.bpf import headers, loading
+
     spec = importlib.util.find_spec("bcc")
     folders = list(spec.submodule_search_locations or []) if spec else []
     real = any(os.path.exists(f"{folder}/libbcc.py") for folder in folders)
-    lost = "no BPF sensing: progress of tools is polled, not pushed"
+    lost = "no BPF sensing: what tools do is polled, not pushed"
     remedy = "apt-get install python3-bpfcc (never from PyPI), and let the environment see it"
     if spec and not real:
         yield Check("bcc", "missing", "a different package named bcc", lost, f"pip uninstall bcc; {remedy}")
     else:
         yield _present("bcc", real, ", ".join(folders), lost, remedy)
-    headers = os.environ.get("BCC_KERNEL_SOURCE") or f"/lib/modules/{platform.release()}/build"
-    present = os.path.isdir(headers) or os.path.exists("/sys/kernel/kheaders.tar.xz")
-    yield _present(
-        "kernel headers",
-        present,
-        headers if os.path.isdir(headers) else "/sys/kernel/kheaders.tar.xz",
-        "bcc cannot compile as it is",
-        "linux-headers of this kernel, or BCC_KERNEL_SOURCE",
-    )
+    try:
+        found, trouble = headers.found(), ""
+    except SandboxError as error:
+        found, trouble = "", str(error)
+    yield _present("kernel headers", bool(found), found, "bcc cannot compile as it is", trouble)
+    yield _programs(loading.PROGRAMS, lost)
     tool = shutil.which("bpftool")
     yield _present(
         "bpftool",
@@ -165,6 +165,18 @@ def _bpf() -> Iterator[Check]:
         "loaded BPF programs cannot be listed",
         "apt-get install bpftool",
     )
+
+
+def _programs(programs: Sequence[str], lost: str) -> Check:
+    from agentsched.cgroups.bpf.loading import load
+
+    began_s = time.monotonic()
+    try:
+        load(programs).cleanup()
+    except SandboxError as error:
+        return Check("BPF programs", "missing", "do not load", lost, str(error))
+    took_s = time.monotonic() - began_s
+    return Check("BPF programs", "ok", f"{', '.join(programs)}: tried, loaded in {took_s:.1f} s")
 
 
 def _python() -> Iterator[Check]:

@@ -24,6 +24,7 @@ COMMANDS = {
     "key": "Make API keys for tenants and admins.",
     "run": "Run one command in a sandbox of its own.",
     "mcp-run": "Run a server of tools (MCP) in a sandbox, and report its calls.",
+    "wrap": "Run an agent as it is, each command of it in a sandbox of its own.",
     "simulate": "Play traces of agents through policies, in virtual time.",
     "trace": "Make a trace for the simulator from a daemon's event log.",
     "fit": "Fit a cost profile for the simulator by measuring an engine.",

@@ -211,6 +211,7 @@ class PassedCalls(Calls):
         for identifier, tool in seen.tools.items():
             if self._adopt(identifier, call):
                 refs.append(ev.ToolCallRef(tool_call=identifier, tool=tool))
+                call.note_asked(identifier, tool, "".join(seen.arguments.get(identifier, ())))
         return ev.CallFinished(
             call=call.core_name,
             prompt_tokens=prompt,
