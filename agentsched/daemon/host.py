@@ -61,6 +61,11 @@ class Host:
         """The attached engines by name."""
         return {name: link.engine for name, link in self._engines.items()}
 
+    def engine(self, name: str | None) -> Engine | None:
+        """The attached engine of that name, if there is one."""
+        link = self._engines.get(name) if name is not None else None
+        return None if link is None else link.engine
+
     def post(self, event: ev.AnyEvent) -> bool:
         """Handle one event; False if the core says that it cannot be (nothing has changed then).
 

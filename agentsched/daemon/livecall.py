@@ -70,7 +70,7 @@ class LiveCall:
     @property
     def held(self) -> bool:
         """Whether it waits at the gate."""
-        return self.ticket is not None and not self.ticket.passed.done()
+        return self.ticket is not None and self.ticket.held
 
     @property
     def ended(self) -> bool:
