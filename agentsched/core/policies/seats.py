@@ -78,6 +78,8 @@ class Seats:
         self._came: list[Program] = []
         self._touched: set[str] = set()
         """Engines whose ledger changed since the last review."""
+        self._stale: dict[str, Program] = {}
+        """Programs with a seat whose forecast is not of now: nobody has asked for it since."""
         self._departures = Departures()
         self._most_tokens = 0
         """KV of the largest engine."""
@@ -90,21 +92,23 @@ class Seats:
         if self._anybody:
             self._waited_s += now - self._now
         self._now = now
-        for engine, name in self._departures.due(now, self._ledgers):
-            self._changed(engine)
-            self.hosts.may_leave(state, name)
+        if self._departures.are_due(now):
+            self._depart(state, now)
         self.hosts.observe(state, now, event, subject)
-        if subject is not None and not isinstance(event, ev.ToolProgressed):
+        if subject is not None and state.queue and not isinstance(event, ev.ToolProgressed):
             self._openings.anew(subject.name)  # it may want something else now
             self._trial_openings.anew(subject.name)
         match event:
             case ev.FirstToken() | ev.ToolProgressed(done_fraction=None):
                 pass
+            case ev.CallStarted() if subject is not None and subject.calls_done:
+                pass  # what it shares was known
             case ev.EngineAttached():
                 self._attach(state.engines[event.engine])
             case ev.EngineLost():
                 for name in self._ledgers[event.engine].programs():
                     self._tryouts.unseated(state.programs[name])
+                    self._stale.pop(name, None)
                 del self._ledgers[event.engine], self._overcommit[event.engine]
                 self._measure_engines()
                 self._touched.discard(event.engine)
@@ -117,8 +121,6 @@ class Seats:
                     self._came.append(subject)
                     if not subject.calls_done:
                         self._tryouts.came(subject)
-            case ev.CallStarted() if subject is not None and subject.calls_done:
-                pass  # what it shares was known
             case (
                 ev.CallArrived()
                 | ev.CallStarted()
@@ -128,7 +130,7 @@ class Seats:
                 | ev.ToolProgressed()
                 | ev.ProgramAnnotated()
             ) if subject is not None and subject.seat is not None:
-                self._put(subject, subject.seat, self.forecast(state, subject), state)
+                self._recount(state, subject, subject.seat)
             case _:
                 pass
 
@@ -146,8 +148,34 @@ class Seats:
         self._openings.changed(engine)
         self._trial_openings.changed(engine)
 
+    def _recount(self, state: State, program: Program, engine: str) -> None:
+        """Something about it has changed. What it will need is foreseen at once only where that counts: while
+        somebody waits, or a host of tools has limits."""
+        if state.queue or state.hosts:
+            self._put(program, engine, self.forecast(state, program), state)
+            return
+        self._ledgers[engine].count(program, _now_tokens(program), self._now)
+        self._stale[program.name] = program
+        self._touched.add(engine)
+        self._changed(engine)
+
+    def _catch_up(self, state: State) -> None:
+        """Foresee what has not been since somebody waited last."""
+        stale, self._stale = self._stale, {}
+        for program in stale.values():
+            if program.seat is not None and state.programs.get(program.name) is program:
+                self._put(program, program.seat, self.forecast(state, program), state)
+        self._depart(state, self._now)
+
+    def _depart(self, state: State, now: float) -> None:
+        """Whose gaps are not worth their seats any more."""
+        for engine, name in self._departures.due(now, self._ledgers):
+            self._changed(engine)
+            self.hosts.may_leave(state, name)
+
     def _put(self, program: Program, engine: str, forecast: Forecast, state: State) -> None:
         ledger, leaves_s = self._ledgers[engine], None
+        self._stale.pop(program.name, None)
         if program in self._tryouts:
             forecast = Forecast(forecast.now_tokens, 0.0, 1.0)  # it is paused before it grows
         if program.gap_since_s is not None:
@@ -170,6 +198,7 @@ class Seats:
         self._drop(program, engine)
 
     def _drop(self, program: Program, engine: str) -> None:
+        self._stale.pop(program.name, None)
         self._ledgers[engine].drop(program, self._now)
         self._changed(engine)
 
@@ -178,11 +207,14 @@ class Seats:
     def review(self, state: State, orders: Orders) -> None:
         if self._came:
             self._turn_away(state, orders)
-        for engine in sorted(self._touched):
-            ledger = self._ledgers[engine]
-            if self._with.relief and ledger.need_tokens > ledger.room_tokens:
-                self._relieve(state, orders, ledger)
-        self._touched.clear()
+        if self._stale and (state.queue or state.hosts):
+            self._catch_up(state)
+        if self._touched:
+            for engine in sorted(self._touched):
+                ledger = self._ledgers[engine]
+                if self._with.relief and ledger.need_tokens > ledger.room_tokens:
+                    self._relieve(state, orders, ledger)
+            self._touched.clear()
         for program in self._tryouts.over(state, orders.now):
             self._pause(state, orders, program, "its trial is over, and it waits for its turn")
         for program in self.hosts.relief(state):
@@ -333,7 +365,7 @@ class Seats:
     def forecast(self, state: State, program: Program) -> Forecast:
         """As foreseen, within what can be: what it holds is known, and no engine can hold more than all."""
         foreseen = self._foresight.forecast(state, program)
-        now_tokens = max(0, program.expected_context_tokens - program.shared_tokens)
+        now_tokens = _now_tokens(program)
         calls_left = min(max(1.0, foreseen.calls_left), MOST_CALLS)
         growth_tokens = min(foreseen.growth_tokens, max(0, self._most_tokens - now_tokens) / calls_left)
         return Forecast(now_tokens, max(0.0, growth_tokens), calls_left)
@@ -389,3 +421,8 @@ class Seats:
                 return
             self._overcommit[engine.name].outgrown(ledger.tokens_of(program) / engine.restore_tokens_per_s)
             self._pause(state, orders, program, f"contexts outgrew the engine by {over:,} tokens")
+
+
+def _now_tokens(program: Program) -> int:
+    """KV that it needs for itself, now."""
+    return max(0, program.expected_context_tokens - program.shared_tokens)
