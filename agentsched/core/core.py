@@ -50,8 +50,9 @@ class Core:
         subject = self.state.apply(now, event)
         self._now = now
         self._numbering.cause += 1
-        self.policy.observe(self.state, now, event, subject)
-        arriving = event.call if isinstance(event, ev.CallArrived) else None
+        for learner in self.policy.learners:
+            learner.observe(self.state, now, event, subject)
+        arriving = event.call if type(event) is ev.CallArrived else None
         orders = Orders(self.state, self._numbering, now, arriving, engaged=self._engaged)
         self._follow(orders, event, subject)
         self.policy.admission.review(self.state, orders)
@@ -83,6 +84,14 @@ class Core:
         match event:
             case ev.CallStarted() | ev.FirstToken():
                 pass
+            case ev.CallArrived() if subject is not None:
+                if subject.seat is not None:
+                    self._rank(orders, subject)
+                    if self._retains(subject.seat):
+                        self.policy.retention.returned(self.state, orders, subject)
+            case ev.CallFinished() | ev.CallAborted() | ev.ToolStarted() | ev.ToolProgressed() if subject:
+                if subject.seat is not None and subject.in_gap and self._retains(subject.seat):
+                    self.policy.retention.away(self.state, orders, subject)
             case ev.EngineAttached():
                 if event.retention:
                     self.policy.retention.terms(orders, event.engine)
@@ -98,13 +107,6 @@ class Core:
                 self._ranks.pop(subject.name, None)
                 if subject.home is not None:
                     orders.release(subject, subject.home, "the program ended")
-            case ev.CallArrived() if subject is not None and subject.foreground:
-                self._rank(orders, subject)
-                if self._retains(subject.seat):
-                    self.policy.retention.returned(self.state, orders, subject)
-            case ev.CallFinished() | ev.CallAborted() | ev.ToolStarted() | ev.ToolProgressed() if subject:
-                if subject.in_gap and subject.foreground and self._retains(subject.seat):
-                    self.policy.retention.away(self.state, orders, subject)
 
     def _retains(self, engine: str | None) -> bool:
         """Whether the engine is there, and heeds what KV is worth."""

@@ -217,10 +217,11 @@ class Seats:
             self._touched.clear()
         for program in self._tryouts.over(state, orders.now):
             self._pause(state, orders, program, "its trial is over, and it waits for its turn")
-        for program in self.hosts.relief(state):
-            self._pause(
-                state, orders, program, "a tool before it in line was killed and needs its host's memory"
-            )
+        if state.hosts:
+            for program in self.hosts.relief(state):
+                self._pause(
+                    state, orders, program, "a tool before it in line was killed and needs its host's memory"
+                )
         if orders.now >= self._looked_s + LOOK_AGAIN_S:
             self._looked_s = orders.now
             self._openings.anew()
