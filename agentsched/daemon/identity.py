@@ -31,7 +31,7 @@ from __future__ import annotations
 import secrets
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
@@ -66,20 +66,18 @@ class Minted:
     answered: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """What identity needs of a request. ``digest`` is ``call_digest`` of it; ``retry`` says that
     the client itself calls this a retry. ``transcript``: its messages, where they are not in ``chat``."""
 
     chat: ChatRequest
     digest: bytes
-    origin: Origin = field(default_factory=Origin)
+    origin: Origin = msgspec.field(default_factory=Origin)
     retry: bool = False
     transcript: Transcript | None = None
 
 
-@dataclass(slots=True, kw_only=True)
-class Claim:
+class Claim(msgspec.Struct, kw_only=True):
     """A call's tie to its program, until ``answered`` or ``given_up`` ends it.
 
     ``answers``: tool calls of ours whose results are new in this call. ``known_by`` is the signal.
@@ -93,11 +91,10 @@ class Claim:
     answers: tuple[str, ...] = ()
     parent: str | None = None
     side: bool = False
-    turn: Turn | None = field(default=None, repr=False)
+    turn: Turn | None = None
 
 
-@dataclass(slots=True)
-class _Profile:
+class _Profile(msgspec.Struct):
     """What kind of agent a program is: its system prompt and tools. ``asked``: the tool calls of its
     last answer, which was to call ``asked_by``."""
 
@@ -105,11 +102,10 @@ class _Profile:
     tools: bool
     calls: int = 0
     asked_by: str = ""
-    asked: list[str] = field(default_factory=list)
+    asked: list[str] = []
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(msgspec.Struct, frozen=True):
     program: str
     known_by: str
     parent: str | None = None
@@ -185,7 +181,7 @@ class Identities:
         if found.turn is not None and not side:
             found.turn.claimed = ask.digest
         new = tuple(
-            i for i in ids if self._minted[i].program == found.program and not self._minted[i].answered
+            [i for i in ids if self._minted[i].program == found.program and not self._minted[i].answered]
         )
         return Claim(
             program=found.program,
@@ -204,7 +200,11 @@ class Identities:
 
     def begun(self, claim: Claim) -> None:
         """A call of this claim is live now."""
-        self._live.setdefault(claim.program, []).append(claim.digest)
+        live = self._live.get(claim.program)
+        if live is None:
+            self._live[claim.program] = [claim.digest]
+        else:
+            live.append(claim.digest)
 
     def mint(self, program: str, call: str) -> str:
         """A new tool call id that leads back to the program."""
@@ -255,7 +255,7 @@ class Identities:
     def _end(self, claim: Claim) -> None:
         if claim.turn is not None:
             claim.turn.claimed = None
-        if claim.program in (opening := self._opening.get(claim.digest) or []):
+        if claim.program in (opening := self._opening.get(claim.digest) or ()):
             _put(self._opening, claim.digest, [program for program in opening if program != claim.program])
         if claim.digest in (live := self._live.get(claim.program, [])):
             live.remove(claim.digest)
@@ -293,6 +293,8 @@ class Identities:
     def _known_ids(self, talk: Talk) -> tuple[list[str], bool]:
         """Ids of ours in the messages, in order; and whether they had to be read out of texts."""
         stated, in_text = talk.tool_calls()
+        if not stated and not in_text:
+            return [], False
         plain = [i for i in stated if i in self._minted]
         texts = () if plain else [i for i in in_text if i in self._minted]
         return list(dict.fromkeys(plain or texts)), not plain
@@ -387,6 +389,8 @@ def _put(table: Recent[bytes, list[str]], call: bytes, programs: list[str]) -> N
 
 
 def _profile(ask: Ask, talk: Talk) -> _Profile:
+    if not ask.chat.tools:
+        return _Profile(digest(talk.system + b"[]"), False)
     functions = [tool.get("function", tool) for tool in ask.chat.tools]
     names = [function.get("name") for function in functions if isinstance(function, dict)]
     return _Profile(digest(talk.system + _encoder.encode(names)), bool(names))

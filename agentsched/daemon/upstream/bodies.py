@@ -44,8 +44,7 @@ class PassedHeaders(NamedTuple):
     lines: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Edits:
+class Edits(msgspec.Struct, frozen=True, kw_only=True):
     """What a body needs. ``usage``: ask for it on the stream; ``options`` are the stream's options so far."""
 
     program_id: bool = False
@@ -55,6 +54,8 @@ class Edits:
 
     def applied(self, data: bytes) -> bytes:
         """The body as it is sent."""
+        if self is NO_EDITS:
+            return data
         if not (self.program_id or self.accounting or self.options is not None):
             return _appended(data, b'"stream_options":{"include_usage":true}') if self.usage else data
         fields = _fields(data)
@@ -67,6 +68,9 @@ class Edits:
             options = (self.options or {}) | {"include_usage": True}
             fields["stream_options"] = msgspec.Raw(msgspec.json.encode(options))
         return msgspec.json.encode(fields)
+
+
+NO_EDITS = Edits()
 
 
 def is_accounting(system: Any) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, TypeGuard, TypeVar
 
 import msgspec
@@ -17,7 +16,7 @@ import msgspec
 from agentsched.daemon.apis.reading import check_program
 from agentsched.daemon.errors import ApiError, bad_field, invalid_json
 from agentsched.daemon.talks import Message, Transcript
-from agentsched.daemon.upstream.bodies import Edits, is_accounting
+from agentsched.daemon.upstream.bodies import NO_EDITS, Edits, is_accounting
 from agentsched.engines.frontend import ChatRequest
 
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = (
@@ -70,11 +69,11 @@ _decode = msgspec.json.Decoder(Body).decode
 _decode_others = msgspec.json.Decoder(_Other).decode
 _list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _text = msgspec.json.Decoder(str).decode
+_HASHES = {path: hashlib.sha256(path.encode() + b"\n") for path in PATHS}
 _SIGNALS = ("program_id", "metadata", "nvext", "session_id", "session_params")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """A request as the daemon sees it. ``chat`` has no messages: those are in ``transcript``. ``signals`` are
     the fields that may say whose it is; ``digest`` is equal for a retry; ``edits`` is what has to be changed
     in the body."""
@@ -97,11 +96,9 @@ def read(path: str, data: bytes, *, care: bool) -> Asked:
     if accounting:
         system = system[1:]
     stream = body.stream is True
-    signals = {name: value for name in _SIGNALS if (value := getattr(body, name)) is not None}
+    signals = dict(_signals(body))
     if isinstance(body.program_id, str):
         check_program(body.program_id, "program_id")
-    options = body.stream_options if isinstance(body.stream_options, dict) else {}
-    silent = stream and path in (CHAT, COMPLETIONS) and not options.get("include_usage")
     return Asked(
         path=path,
         chat=ChatRequest(
@@ -112,13 +109,29 @@ def read(path: str, data: bytes, *, care: bool) -> Asked:
         digest=_digest(path, data),
         stream=stream,
         max_output_tokens=_limit(body),
-        edits=Edits(
-            program_id=body.program_id is not None,
-            accounting=accounting,
-            usage=silent,
-            options=options if silent and body.stream_options is not msgspec.UNSET else None,
-        ),
+        edits=_edits(path, body, stream=stream, accounting=accounting),
     )
+
+
+def _edits(path: str, body: Body, *, stream: bool, accounting: bool) -> Edits:
+    if not (stream or accounting or body.program_id is not None):
+        return NO_EDITS
+    options = body.stream_options if isinstance(body.stream_options, dict) else {}
+    silent = stream and path in (CHAT, COMPLETIONS) and not options.get("include_usage")
+    return Edits(
+        program_id=body.program_id is not None,
+        accounting=accounting,
+        usage=silent,
+        options=options if silent and body.stream_options is not msgspec.UNSET else None,
+    )
+
+
+def _signals(body: Body) -> Iterator[tuple[str, Any]]:
+    """The fields that may say whose it is, where there are any."""
+    for name in _SIGNALS:
+        value = getattr(body, name)
+        if value is not None:
+            yield name, value
 
 
 def _body(path: str, data: bytes) -> Body:
@@ -145,7 +158,7 @@ def _limit(body: Body) -> int:
 
 
 def _digest(path: str, data: bytes) -> bytes:
-    found = hashlib.sha256(path.encode() + b"\n")
+    found = _HASHES[path].copy()
     found.update(data)
     return found.digest()[:16]
 
@@ -177,7 +190,7 @@ def _transcript(path: str, body: Body, system: Any) -> Transcript:
 def _objects(field: str, items: list[msgspec.Raw] | None) -> list[bytes]:
     """Items of a list, none of which is read yet. Raises ``ApiError`` (400)."""
     pieces = list(map(bytes, items or ()))
-    if items is None or not all(piece.startswith(b"{") for piece in pieces):
+    if items is None or not all([piece.startswith(b"{") for piece in pieces]):
         raise bad_field(field, "must be a list of objects")
     return pieces
 
