@@ -84,8 +84,9 @@ class Ledger:
         if self._shared_by[name] != program.shared_tokens:
             self._share(name, program.shared_tokens)
         self._away_tokens -= self._away.pop(name, 0)
-        self._leaves_s.pop(name, None)
-        self._left.pop(name, None)
+        if name in self._leaves_s:
+            del self._leaves_s[name]
+            self._left.pop(name, None)
         if program.gap_since_s is not None:
             self._away[name] = tokens
             self._away_tokens += tokens
@@ -124,11 +125,10 @@ class Ledger:
 
     def _settle(self, now: float) -> None:
         """Learn the share that held until now."""
-        if self._now is not None and self.need_tokens > 0:
+        before, self._now = self._now, now
+        if before is not None and self.need_tokens > 0 and now > before:
             share = 1.0 - self._away_tokens / self.need_tokens
-            passed_s = now - self._now
-            self.active_share += (share - self.active_share) * min(1.0, passed_s / ACTIVE_OVER_S)
-        self._now = now
+            self.active_share += (share - self.active_share) * min(1.0, (now - before) / ACTIVE_OVER_S)
 
     def leave(self, name: str, leaves_s: float) -> bool:
         """It is ``leaves_s``. False if the program's gap is another one by now, or over."""

@@ -146,6 +146,8 @@ class Metrics:
         for decision in decided:
             self._decisions.count[type(decision).__name__,] += 1
         match event:
+            case ev.CallStarted():
+                pass
             case ev.CallArrived():
                 later = self._programs.open[event.program].calls_done > 0
                 self._arrivals[event.call] = (now, "later" if later else "first")

@@ -82,11 +82,12 @@ class Tenancies:
 
     def of(self, name: str) -> Tenancy:
         """Raises ``ApiError`` (404) for a tenant that there is not."""
-        self._accounts.tenant(name)
-        if name not in self._known:
-            self._known[name] = Tenancy(name, self._accounts, self._make_identities)
-            self.made(name, self._known[name].identities)
-        return self._known[name]
+        known = self._known.get(name)
+        if known is None or name not in self._accounts:
+            self._accounts.tenant(name)
+            known = self._known[name] = Tenancy(name, self._accounts, self._make_identities)
+            self.made(name, known.identities)
+        return known
 
     def forget(self, name: str) -> None:
         """The tenant was deleted. Whoever gets its name finds nothing of it."""

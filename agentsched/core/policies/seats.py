@@ -76,8 +76,8 @@ class Seats:
         self._trial_openings = Openings()
         self._looked_s = 0.0
         self._came: list[Program] = []
-        self._touched: set[str] = set()
-        """Engines whose ledger changed since the last review."""
+        self._outgrown: set[str] = set()
+        """Engines in which more is needed than there is room for, as far as anything changed there."""
         self._stale: dict[str, Program] = {}
         """Programs with a seat whose forecast is not of now: nobody has asked for it since."""
         self._departures = Departures()
@@ -99,10 +99,12 @@ class Seats:
             self._openings.anew(subject.name)  # it may want something else now
             self._trial_openings.anew(subject.name)
         match event:
-            case ev.FirstToken() | ev.ToolProgressed(done_fraction=None):
-                pass
+            case ev.CallArrived() | ev.CallFinished() if subject is not None and subject.seat is not None:
+                self._recount(state, subject, subject.seat)
             case ev.CallStarted() if subject is not None and subject.calls_done:
                 pass  # what it shares was known
+            case ev.FirstToken() | ev.ToolProgressed(done_fraction=None):
+                pass
             case ev.EngineAttached():
                 self._attach(state.engines[event.engine])
             case ev.EngineLost():
@@ -111,7 +113,7 @@ class Seats:
                     self._stale.pop(name, None)
                 del self._ledgers[event.engine], self._overcommit[event.engine]
                 self._measure_engines()
-                self._touched.discard(event.engine)
+                self._outgrown.discard(event.engine)
                 self._openings.lost(event.engine)
                 self._trial_openings.lost(event.engine)
             case ev.ProgramClosed() if subject is not None:
@@ -122,9 +124,7 @@ class Seats:
                     if not subject.calls_done:
                         self._tryouts.came(subject)
             case (
-                ev.CallArrived()
-                | ev.CallStarted()
-                | ev.CallFinished()
+                ev.CallStarted()
                 | ev.CallAborted()
                 | ev.ToolStarted()
                 | ev.ToolProgressed()
@@ -154,9 +154,11 @@ class Seats:
         if state.queue or state.hosts:
             self._put(program, engine, self.forecast(state, program), state)
             return
-        self._ledgers[engine].count(program, _now_tokens(program), self._now)
+        ledger = self._ledgers[engine]
+        ledger.count(program, _now_tokens(program), self._now)
         self._stale[program.name] = program
-        self._touched.add(engine)
+        if ledger.need_tokens > ledger.room_tokens:
+            self._outgrown.add(engine)
         self._changed(engine)
 
     def _catch_up(self, state: State) -> None:
@@ -184,7 +186,8 @@ class Seats:
         ledger.put(program, forecast, leaves_s, self._now)
         if leaves_s is not None:
             self._departures.expect(leaves_s, engine, program.name, self._ledgers)
-        self._touched.add(engine)
+        if ledger.need_tokens > ledger.room_tokens:
+            self._outgrown.add(engine)
         self._changed(engine)
 
     def _end(self, program: Program) -> None:
@@ -209,12 +212,12 @@ class Seats:
             self._turn_away(state, orders)
         if self._stale and (state.queue or state.hosts):
             self._catch_up(state)
-        if self._touched:
-            for engine in sorted(self._touched):
+        if self._outgrown:
+            for engine in sorted(self._outgrown):
                 ledger = self._ledgers[engine]
                 if self._with.relief and ledger.need_tokens > ledger.room_tokens:
                     self._relieve(state, orders, ledger)
-            self._touched.clear()
+            self._outgrown.clear()
         for program in self._tryouts.over(state, orders.now):
             self._pause(state, orders, program, "its trial is over, and it waits for its turn")
         if state.hosts:

@@ -113,12 +113,12 @@ class FastPath:
         self.connections.pop(connection, None)
         self._gone.set()
 
-    def date(self) -> Header:
-        """Of now, made once a second."""
+    def date(self) -> bytes:
+        """The line of now, made once a second."""
         now_s = asyncio.get_running_loop().time()
         if now_s >= self._date_s + 1.0 or not self._date:
-            self._date, self._date_s = formatdate(usegmt=True).encode(), now_s
-        return (b"Date", self._date)
+            self._date, self._date_s = b"Date: %b\r\n" % formatdate(usegmt=True).encode(), now_s
+        return self._date
 
     def _look(self) -> None:
         """Once in a while: end what is idle, or too slow."""
@@ -135,7 +135,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, path: FastPath) -> None:
         self._path = path
         self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
+        self._wire: asyncio.Transport
         self._peer: object = None
         self._head: Head | None = None
         self._body_bytes = 0
@@ -153,29 +153,23 @@ class Connection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
+        self._wire = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
         self._peer = transport.get_extra_info("peername")
         self._path.connections[self] = None
         self._due_s = self._loop.time() + IDLE_S
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
-            return
-        if self._busy:
+        if self._busy or self._refused:
+            self._set_aside(data)
+        elif self._head is None and not self._parts:
+            self._read_head(data, begins=True)  # and mostly a whole request
+        else:
             self._parts.append(data)
             self._bytes += len(data)
-            if self._bytes > MOST_AHEAD_BYTES and not self._reading_held:
-                self._wire.pause_reading()
-                self._reading_held = True
-            return
-        if not self._parts and self._head is None:
-            self._due_s = self._loop.time() + HEAD_S
-        self._parts.append(data)
-        self._bytes += len(data)
-        if self._head is None:
-            self._read_head()
-        if self._head is not None and self._bytes >= self._body_bytes:
-            self._begin_answer(self._head)
+            if self._head is None:
+                self._read_head(self._all(), begins=False)
+            elif self._bytes >= self._body_bytes:
+                self._begin_answer(self._head, self._all())
 
     def connection_lost(self, error: Exception | None) -> None:
         self._path.lost(self)
@@ -196,27 +190,39 @@ class Connection(asyncio.Protocol):
 
     # Reading
 
-    def _read_head(self) -> None:
-        data = self._all()
+    def _set_aside(self, data: bytes) -> None:
+        """What comes while a request is being answered is for later."""
+        if self._refused:
+            return
+        self._parts.append(data)
+        self._bytes += len(data)
+        if self._bytes > MOST_AHEAD_BYTES and not self._reading_held:
+            self._wire.pause_reading()
+            self._reading_held = True
+
+    def _read_head(self, data: bytes, *, begins: bool) -> None:
         end = data.find(b"\r\n\r\n", 0, MOST_HEAD_BYTES) + 4
         if end < 4:
             # An empty line of another kind is no end of a plain head, but may be one of another.
             if len(data) >= MOST_HEAD_BYTES or not begins_plainly(data) or b"\n\n" in data:
                 self._hand_over(data)
-            else:
-                self._keep(data)
+                return
+            self._keep(data)
+            if begins:
+                self._due_s = self._loop.time() + HEAD_S
             return
         read = self._path.heads.read(data[:end])
         if read is None:
             self._hand_over(data)
             return
-        self._head, self._body_bytes = read
-        if self._body_bytes > self._path.body_limit_bytes:
-            self._refuse(self._head)
-            return
-        self._keep(data[end:])
-        if self._bytes < self._body_bytes:
-            self._due_s = self._loop.time() + BODY_S + self._body_bytes / LEAST_BODY_BYTES_PER_S
+        self._head, self._body_bytes = head, body_bytes = read
+        if body_bytes > self._path.body_limit_bytes:
+            self._refuse(head)
+        elif len(data) - end >= body_bytes:
+            self._begin_answer(head, data[end:])
+        else:
+            self._keep(data[end:])
+            self._due_s = self._loop.time() + BODY_S + body_bytes / LEAST_BODY_BYTES_PER_S
 
     def _all(self) -> bytes:
         data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
@@ -252,8 +258,9 @@ class Connection(asyncio.Protocol):
         if self._wire.can_write_eof():
             self._wire.write_eof()
 
-    def _begin_answer(self, head: Head) -> None:
-        data, length = self._all(), self._body_bytes
+    def _begin_answer(self, head: Head, data: bytes) -> None:
+        """``data`` is its body, and perhaps what follows that."""
+        length = self._body_bytes
         if len(data) > length:
             self._keep(data[length:])
             data = data[:length]
@@ -342,17 +349,16 @@ class Connection(asyncio.Protocol):
     def break_off(self) -> None:
         self._wire.abort()
 
-    @property
-    def _wire(self) -> asyncio.Transport:
-        assert self._transport is not None, "it is connected"
-        return self._transport
-
     def _lines(self, status: int, headers: Sequence[Header], *more: Header) -> bytes:
-        line = _LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
-        if not any(len(name) == 4 and name.lower() == b"date" for name, _ in headers):
-            more = (*more, self._path.date())
-        lines = [b"%b: %b\r\n" % header for header in (*headers, *more)]
-        return b"".join((line, *lines, b"\r\n"))
+        lines = [_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        dated = False
+        for name, value in (*headers, *more):
+            lines.append(b"%b: %b\r\n" % (name, value))
+            dated = dated or (len(name) == 4 and name.lower() == b"date")
+        if not dated:
+            lines.append(self._path.date())
+        lines.append(b"\r\n")
+        return b"".join(lines)
 
     async def _send(self, data: bytes = b"") -> None:
         if self._wire.is_closing():

@@ -156,14 +156,14 @@ class PassedCall(LiveCall):
     body: bytes
     path: str
     headers: PassedHeaders
-    sinks: list[Sink] = field(default_factory=list)
-    passage: Passage | None = None
+    sinks: list[Sink] = field(default_factory=list, init=False)
+    passage: Passage | None = field(default=None, init=False)
     """The last one."""
-    under_way: UnderWay | None = None
-    first_s: float | None = None
+    under_way: UnderWay | None = field(default=None, init=False)
+    first_s: float | None = field(default=None, init=False)
     """When the first token of its stream came, in the loop's time."""
-    answered: bool = False
-    complete: bool = False
+    answered: bool = field(default=False, init=False)
+    complete: bool = field(default=False, init=False)
     """The whole answer has come, or it never will: its books are all that is left to do."""
 
     @property

@@ -82,13 +82,15 @@ class Connection(asyncio.Protocol):
 
     def send(self, head: bytes, body: bytes, exchange: Exchange, *, bodyless: bool = False) -> None:
         """Begin an exchange. ``bodyless``: the response to a HEAD request has none, whatever it says."""
-        assert self.usable
         assert self._transport is not None
+        assert self._exchange is None
         self._exchange, self._bodyless = exchange, bodyless
         self._heard = False
         self.heard_s = self._loop.time()
-        self._transport.write(head + body if len(body) < 4096 else head)
-        if len(body) >= 4096:
+        if len(body) < 4096:
+            self._transport.write(head + body)
+        else:
+            self._transport.write(head)
             self._transport.write(body)
 
     def close(self) -> None:
@@ -163,9 +165,7 @@ class Connection(asyncio.Protocol):
         if status < 200 or self._exchange is None:
             return  # an interim response; the real one follows
         self._status = status
-        named = {name.lower() for name, _ in headers}
-        has_end = b"content-length" in named or b"transfer-encoding" in named
-        self._to_the_end = not (has_end or self._bodyless or status in _NO_BODY)
+        self._to_the_end = not (self._bodyless or status in _NO_BODY or _has_end(headers))
         self._exchange.answered(status, headers)
         if self._bodyless:
             self._finish(reusable=False)
@@ -186,3 +186,11 @@ class Connection(asyncio.Protocol):
             self.close()
         if exchange is not None:
             exchange.ended()
+
+
+def _has_end(headers: Sequence[Header]) -> bool:
+    """Whether the head says where the body ends."""
+    for name, _ in headers:
+        if len(name) in (14, 17) and name.lower() in (b"content-length", b"transfer-encoding"):
+            return True
+    return False
