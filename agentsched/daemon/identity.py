@@ -67,14 +67,16 @@ class Minted:
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """What identity needs of a request. ``digest`` is ``call_digest`` of it; ``retry`` says that
-    the client itself calls this a retry. ``transcript``: its messages, where they are not in ``chat``."""
+    """What identity needs of a request. ``digest`` is equal for a retry; where it is not so in a next life, as
+    ``call_digest`` is, ``lasting`` gives one that is. ``retry`` says that the client itself calls this a
+    retry. ``transcript``: its messages, where they are not in ``chat``."""
 
     chat: ChatRequest
     digest: bytes
     origin: Origin = msgspec.field(default_factory=Origin)
     retry: bool = False
     transcript: Transcript | None = None
+    lasting: Callable[[], bytes] | None = None
 
 
 class Claim(msgspec.Struct, kw_only=True):
@@ -92,6 +94,8 @@ class Claim(msgspec.Struct, kw_only=True):
     parent: str | None = None
     side: bool = False
     turn: Turn | None = None
+    opening: bytes | None = None
+    """The digest by which others that are equal find it, where nothing else tells whose it is."""
 
 
 class _Profile(msgspec.Struct):
@@ -110,6 +114,7 @@ class _Found(msgspec.Struct, frozen=True):
     known_by: str
     parent: str | None = None
     turn: Turn | None = None
+    opening: bytes | None = None
 
 
 class Identities:
@@ -192,6 +197,7 @@ class Identities:
             parent=found.parent,
             side=side,
             turn=None if side else found.turn,
+            opening=found.opening,
         )
 
     def new_name(self) -> str:
@@ -242,10 +248,10 @@ class Identities:
 
     def left(self, claim: Claim) -> None:
         """Nobody waits for the call any more: the same call may come again, for the same program."""
-        if claim.known_by == "new":
-            programs = self._given_up.get(claim.digest) or []
+        if claim.known_by == "new" and claim.opening is not None:
+            programs = self._given_up.get(claim.opening) or []
             if claim.program not in programs:
-                self._given_up[claim.digest] = [*programs, claim.program]
+                self._given_up[claim.opening] = [*programs, claim.program]
 
     def given_up(self, claim: Claim) -> None:
         """The call ended without an answer."""
@@ -255,9 +261,13 @@ class Identities:
     def _end(self, claim: Claim) -> None:
         if claim.turn is not None:
             claim.turn.claimed = None
-        if claim.program in (opening := self._opening.get(claim.digest) or ()):
-            _put(self._opening, claim.digest, [program for program in opening if program != claim.program])
-        if claim.digest in (live := self._live.get(claim.program, [])):
+        if claim.opening is not None:
+            opening = self._opening.get(claim.opening) or []
+            if claim.program in opening:
+                rest = [program for program in opening if program != claim.program]
+                _put(self._opening, claim.opening, rest)
+        live = self._live.get(claim.program)
+        if live is not None and claim.digest in live:
             live.remove(claim.digest)
             if not live:
                 del self._live[claim.program]
@@ -363,17 +373,18 @@ class Identities:
         return None if program is None else _Found(program, "quotation")
 
     def _first(self, ask: Ask, scope: Signal | None) -> _Found:
-        opening = self._opening.get(ask.digest) or []
-        if given_up := self._given_up.get(ask.digest):
+        asked = ask.digest if ask.lasting is None else ask.lasting()
+        opening = self._opening.get(asked) or []
+        if given_up := self._given_up.get(asked):
             program = given_up[0]
-            _put(self._given_up, ask.digest, given_up[1:])
+            _put(self._given_up, asked, given_up[1:])
         elif ask.retry and len(opening) == 1:
-            return _Found(opening[0], "retry")
+            return _Found(opening[0], "retry", opening=asked)
         else:
             program = scope.program if scope else self.new_name()
         if program not in opening:
-            self._opening[ask.digest] = [*opening, program]
-        return _Found(program, "new")
+            self._opening[asked] = [*opening, program]
+        return _Found(program, "new", opening=asked)
 
 
 def call_digest(chat: ChatRequest, stop: Sequence[str] = ()) -> bytes:

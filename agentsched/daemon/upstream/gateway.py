@@ -36,7 +36,7 @@ from agentsched.daemon.upstream.calls import PassedCalls
 from agentsched.daemon.upstream.client import AiohttpClient, Head
 from agentsched.daemon.upstream.delivery import PassDelivery, passed
 from agentsched.daemon.upstream.passage import PassedCall, Relay, Sink
-from agentsched.daemon.upstream.reading import CHAT, COMPLETIONS, MESSAGES, PATHS, Asked, read
+from agentsched.daemon.upstream.reading import CHAT, COMPLETIONS, MESSAGES, PATHS, Asked, lasting_digest, read
 from agentsched.daemon.upstream.waiting import PlainClient, Waiting, WaitingRooms
 from agentsched.engines.upstream.engine import UpstreamEngine
 from agentsched.engines.upstream.pool import Outgoing
@@ -117,6 +117,7 @@ class PassGateway(Gateway):
             origin=origin,
             retry=headers.get(RETRY_HEADER, "0") != "0",
             transcript=asked.transcript,
+            lasting=partial(lasting_digest, path, data),
         )
         writer = partial(_writer, asked)
         calls = cast("PassedCalls", self._calls)
