@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import msgspec
 
@@ -34,8 +33,7 @@ DELIVERED = ("calls_finished", "prompt_tokens", "cached_tokens", "output_tokens"
 """What counts once an answer is on its way to a client."""
 
 
-@dataclass(slots=True)
-class _Call:
+class _Call(msgspec.Struct):
     tenant: str
     arrived_s: float
     first_token_s: float | None = None

@@ -67,8 +67,8 @@ class Minted:
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """What identity needs of a request. ``digest`` is equal for a retry; where it is not so in a next life, as
-    ``call_digest`` is, ``lasting`` gives one that is. ``retry`` says that the client itself calls this a
+    """What identity needs of a request. ``digest`` is equal for a retry; where it is not so in a next life
+    (``call_digest`` is), ``lasting`` gives one that is. ``retry`` says that the client itself calls this a
     retry. ``transcript``: its messages, where they are not in ``chat``."""
 
     chat: ChatRequest

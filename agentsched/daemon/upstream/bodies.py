@@ -7,7 +7,6 @@ fields keep their bytes, and their order; the white space between fields goes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -112,8 +111,7 @@ def named(headers: list[Header], body: bytes, program: str, *, in_body: bool) ->
     return headers, msgspec.json.encode(fields)
 
 
-@dataclass(slots=True)
-class AnswerHead:
+class AnswerHead(msgspec.Struct):
     """Of a server's answer: its ``headers`` are those that the client gets. ``stream``: events follow;
     ``length``: so many bytes, if it says so."""
 

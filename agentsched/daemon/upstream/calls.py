@@ -30,6 +30,7 @@ from agentsched.daemon.errors import ApiError
 from agentsched.daemon.identity import Ask
 from agentsched.daemon.livecall import LiveCall
 from agentsched.daemon.recent import Recent
+from agentsched.daemon.talks import Transcript
 from agentsched.daemon.tenancy import Tenancy
 from agentsched.daemon.upstream.bodies import PassedHeaders, named
 from agentsched.daemon.upstream.estimates import Estimates
@@ -100,8 +101,9 @@ class PassedCalls(Calls):
             arrived_s=asyncio.get_running_loop().time(),
             asked=asked,
             asked_tokens=self._estimates.prompt_tokens(claim.program, len(body)),
-            kind="" if self._estimates.knows(claim.program) else _kind(asked),
+            kind="" if self._estimates.knows(claim.program) else _kind(asked, ask.transcript),
             body=body,
+            body_bytes=len(body),
             path=path,
             headers=headers,
         )
@@ -273,7 +275,7 @@ class PassedCalls(Calls):
             self._estimates.learn(
                 call.program,
                 call.kind,
-                len(call.body),
+                call.body_bytes,
                 prompt=prompt,
                 cached=seen.cached_tokens,
                 output=output,
@@ -304,9 +306,9 @@ class PassedCalls(Calls):
         return True
 
 
-def _kind(asked: Asked) -> str:
+def _kind(asked: Asked, transcript: Transcript | None) -> str:
     """First calls of one model that begin alike have as much of their prompt in common."""
-    content = asked.transcript.first().get("content")
+    content = None if transcript is None else transcript.first().get("content")
     first = content[0] if isinstance(content, list) and content else content
     text = first.get("text") if isinstance(first, dict) else first
     return f"{asked.chat.model} {len(asked.chat.tools)} {str(text)[:KIND_CHARS]}"

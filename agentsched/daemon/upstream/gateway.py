@@ -105,7 +105,7 @@ class PassGateway(Gateway):
         """Identified, and on its way to a server; and where its answer comes, until ``_over``."""
         tenancy.charge(time.monotonic())
         path, headers = head.path, head.named
-        asked = read(path, data, care="claude-code-header" not in self._care.off)
+        asked, transcript = read(path, data, care="claude-code-header" not in self._care.off)
         if (stated := headers.get(PROGRAM_HEADER)) is not None:
             check_program(stated, PROGRAM_HEADER)
         origin = head.origin
@@ -116,7 +116,7 @@ class PassGateway(Gateway):
             digest=asked.digest,
             origin=origin,
             retry=headers.get(RETRY_HEADER, "0") != "0",
-            transcript=asked.transcript,
+            transcript=transcript,
             lasting=partial(lasting_digest, path, data),
         )
         writer = partial(_writer, asked)

@@ -147,13 +147,15 @@ class UnderWay(NamedTuple):
 
 @dataclass(eq=False, kw_only=True)
 class PassedCall(LiveCall):
-    """A call whose answer is passed on as it is. ``path``, ``headers`` and ``body`` are what is sent;
-    ``asked_tokens`` is the estimate of its prompt; ``kind`` is what first calls alike have in common."""
+    """A call whose answer is passed on as it is. ``path``, ``headers`` and ``body`` are what is sent, until
+    there is an answer; ``asked_tokens`` is the estimate of its prompt; ``kind`` is what first calls alike
+    have in common."""
 
     asked: Asked
     asked_tokens: int
     kind: str
     body: bytes
+    body_bytes: int
     path: str
     headers: PassedHeaders
     sinks: list[Sink] = field(default_factory=list, init=False)
@@ -212,6 +214,7 @@ class Passage:
     def answered(self, status: int, headers: Sequence[Header]) -> None:
         call = self._call
         self.status, call.answered = status, True
+        call.body = b""  # it is not sent again; of many streams at once the requests would fill the memory
         head = AnswerHead.of(status, headers)
         self.watch = Watch(call.asked.path, events=head.stream, hide_usage=call.asked.edits.usage)
         for sink in call.sinks:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, TypeGuard, TypeVar
 
 import msgspec
@@ -71,17 +71,17 @@ _decode = msgspec.json.Decoder(Body).decode
 _decode_others = msgspec.json.Decoder(_Other).decode
 _list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _text = msgspec.json.Decoder(str).decode
+_told = attrgetter("program_id", "metadata", "nvext", "session_id", "session_params")
 _SIGNALS = ("program_id", "metadata", "nvext", "session_id", "session_params")
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """A request as the daemon sees it. ``chat`` has no messages: those are in ``transcript``. ``signals`` are
-    the fields that may say whose it is; ``digest`` is equal for a retry to this process; ``edits`` is what has to be changed
-    in the body."""
+    """A request as the daemon sees it. ``chat`` has no messages: those are in the transcript. ``signals`` are
+    the fields that may say whose it is; ``digest`` is equal for a retry to this process; ``edits`` is what
+    has to be changed in the body."""
 
     path: str
     chat: ChatRequest
-    transcript: Transcript
     signals: dict[str, Any]
     digest: bytes
     stream: bool
@@ -89,7 +89,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     edits: Edits
 
 
-def read(path: str, data: bytes, *, care: bool) -> Asked:
+def read(path: str, data: bytes, *, care: bool) -> tuple[Asked, Transcript]:
     """``care``: drop what prefix care drops. Raises ``ApiError`` (400) for what is no JSON object."""
     body = _body(path, data)
     system = body.system
@@ -97,15 +97,14 @@ def read(path: str, data: bytes, *, care: bool) -> Asked:
     if accounting:
         system = system[1:]
     stream = body.stream is True
-    signals = dict(_signals(body))
+    signals = {name: value for name, value in zip(_SIGNALS, _told(body), strict=True) if value is not None}
     if isinstance(body.program_id, str):
         check_program(body.program_id, "program_id")
-    return Asked(
+    asked = Asked(
         path=path,
         chat=ChatRequest(
             model=str(body.model), messages=[], tools=body.tools if _are(body.tools, dict) else []
         ),
-        transcript=_transcript(path, body, system),
         signals=signals,
         # Python's hash of bytes is keyed, and four times as fast as one for all times (``talks.py``).
         digest=hash((path, data)).to_bytes(8, "big", signed=True),
@@ -113,6 +112,7 @@ def read(path: str, data: bytes, *, care: bool) -> Asked:
         max_output_tokens=_limit(body),
         edits=_edits(path, body, stream=stream, accounting=accounting),
     )
+    return asked, _transcript(path, body, system)
 
 
 def _edits(path: str, body: Body, *, stream: bool, accounting: bool) -> Edits:
@@ -128,12 +128,6 @@ def _edits(path: str, body: Body, *, stream: bool, accounting: bool) -> Edits:
     )
 
 
-def _signals(body: Body) -> Iterator[tuple[str, Any]]:
-    """The fields that may say whose it is, where there are any."""
-    for name in _SIGNALS:
-        value = getattr(body, name)
-        if value is not None:
-            yield name, value
 
 
 def _body(path: str, data: bytes) -> Body:

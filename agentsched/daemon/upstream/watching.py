@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -103,14 +102,13 @@ class _Answer(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Answer).decode
 
 
-@dataclass(slots=True)
-class Seen:
+class Seen(msgspec.Struct):
     """What was seen of an answer. ``tools``: id and name of each tool call. Tokens are None where it did not
     say."""
 
     began: bool = False
-    texts: list[str] = field(default_factory=list)
-    tools: dict[str, str] = field(default_factory=dict)
+    texts: list[str] = []
+    tools: dict[str, str] = {}
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     output_tokens: int | None = None

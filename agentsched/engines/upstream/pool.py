@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+import msgspec
+
 from agentsched.engines.upstream.wire import Connection, Exchange, Fault, Header, UpstreamFault
 
 CONNECT_S = 5.0
@@ -48,8 +50,7 @@ class Address:
         return cls(parts.hostname, parts.port or (443 if tls else 80), tls, base)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outgoing:
+class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
     """A request. ``path`` begins with a slash; ``lines`` are all headers but ``Host`` and
     ``Content-Length``."""
 
