@@ -64,6 +64,8 @@ class PassedCalls(Calls):
         self._under_way: dict[str, PassedCall] = {}
         """By name."""
         self._released = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        """Kept, as asking for it costs a system call."""
 
     def pass_on(
         self,
@@ -98,7 +100,7 @@ class PassedCalls(Calls):
             tenancy=tenancy,
             request=request,
             prepared=Prepared(prompt=[], sampling=Sampling(max_output_tokens=asked.max_output_tokens)),
-            arrived_s=asyncio.get_running_loop().time(),
+            arrived_s=self._loop.time(),
             asked=asked,
             asked_tokens=self._estimates.prompt_tokens(claim.program, len(body)),
             kind="" if self._estimates.knows(claim.program) else _kind(asked, ask.transcript),
@@ -135,7 +137,7 @@ class PassedCalls(Calls):
             return
         server = cast("UpstreamEngine", engine)
         outgoing = self._outgoing(call, server)
-        passage = Passage(call, self._first_token, self._over)
+        passage = Passage(call, self._first_token, self._over, self._loop)
         connection = server.send_at_once(outgoing, passage)
         if connection is None:
             super()._start(call)
@@ -154,7 +156,7 @@ class PassedCalls(Calls):
             self._fail(call, error)
 
     async def _send(self, call: PassedCall, server: UpstreamEngine) -> None:
-        passage = Passage(call, self._first_token, self._over)
+        passage = Passage(call, self._first_token, self._over, self._loop)
         try:
             connection = await server.send(self._outgoing(call, server), passage)
         except UpstreamFault as fault:
@@ -176,13 +178,12 @@ class PassedCalls(Calls):
         if call.ended:  # while a connection was made
             server.release(connection)
             return
-        loop = asyncio.get_running_loop()
         tokens = call.prompt_tokens
         call.passage, passage.connection = passage, connection
-        call.under_way = UnderWay(server, connection, loop.time(), tokens)
+        call.under_way = UnderWay(server, connection, self._loop.time(), tokens)
         self._under_way[call.name] = call
         server.began(tokens)
-        loop.call_soon(self._started, call)  # its bytes leave first
+        self._loop.call_soon(self._started, call)  # its bytes leave first
 
     def _started(self, call: PassedCall) -> None:
         if call.under_way is not None:
@@ -191,7 +192,7 @@ class PassedCalls(Calls):
 
     def _first_token(self, call: PassedCall) -> None:
         if call.under_way is not None:
-            call.first_s = asyncio.get_running_loop().time()
+            call.first_s = self._loop.time()
             self._host.post(ev.FirstToken(call=call.core_name))
 
     def _over(self, call: PassedCall, fault: UpstreamFault | None) -> None:

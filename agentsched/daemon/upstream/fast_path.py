@@ -80,6 +80,7 @@ class FastPath:
         self.heads = Heads()
         self.connections: dict[Connection, None] = {}
         self.closing = False
+        self.loop = asyncio.get_running_loop()
         self._gone = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._date, self._date_s = b"", 0.0
@@ -87,9 +88,8 @@ class FastPath:
 
     async def listen(self, **where: object) -> None:
         """``where`` is as for ``loop.create_server``."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Connection(self), **where)  # type: ignore[call-overload]
-        self._watch = loop.call_later(WATCH_S, self._look)
+        self._server = await self.loop.create_server(lambda: Connection(self), **where)  # type: ignore[call-overload]
+        self._watch = self.loop.call_later(WATCH_S, self._look)
 
     async def close(self) -> None:
         """Take no more; what is being answered has a moment to end."""
@@ -115,18 +115,17 @@ class FastPath:
 
     def date(self) -> bytes:
         """The line of now, made once a second."""
-        now_s = asyncio.get_running_loop().time()
+        now_s = self.loop.time()
         if now_s >= self._date_s + 1.0 or not self._date:
             self._date, self._date_s = b"Date: %b\r\n" % formatdate(usegmt=True).encode(), now_s
         return self._date
 
     def _look(self) -> None:
         """Once in a while: end what is idle, or too slow."""
-        loop = asyncio.get_running_loop()
-        now_s = loop.time()
+        now_s = self.loop.time()
         for connection in list(self.connections):
             connection.look(now_s)
-        self._watch = loop.call_later(WATCH_S, self._look)
+        self._watch = self.loop.call_later(WATCH_S, self._look)
 
 
 class Connection(asyncio.Protocol):
@@ -134,7 +133,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, path: FastPath) -> None:
         self._path = path
-        self._loop = asyncio.get_running_loop()
+        self._loop = path.loop
         self._wire: asyncio.Transport
         self._peer: object = None
         self._head: Head | None = None

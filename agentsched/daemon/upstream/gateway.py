@@ -3,7 +3,6 @@ passed on."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from functools import partial
 from typing import cast
@@ -142,7 +141,7 @@ class PassGateway(Gateway):
         """A client has its answer, or it is told of an error, or gone."""
         if error is None:
             # Its books are done before that, in the next step of the loop.
-            asyncio.get_running_loop().call_soon(self._charge, call, call.tenancy.name)
+            self._rooms.loop.call_soon(self._charge, call, call.tenancy.name)
         call.detach(sink)
         self._calls.leave(call)
 

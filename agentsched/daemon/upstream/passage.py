@@ -201,12 +201,13 @@ class Passage:
         call: PassedCall,
         first_token: Callable[[PassedCall], None],
         over: Callable[[PassedCall, UpstreamFault | None], None],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.status = 0
         self.watch: Watch | None = None
         """Of its answer, once that begins."""
         self.connection: Connection | None = None
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._call = call
         self._first_token, self._over = first_token, over
         self._held_by: list[Sink] = []

@@ -37,15 +37,16 @@ class WaitingRooms:
 
     def __init__(self, delivery: PassDelivery, over: Over) -> None:
         self.delivery, self.over = delivery, over
-        self._rooms: dict[bool, _Room] = {}
+        self.loop = asyncio.get_running_loop()
+        # Who asks for a stream, and who does not: all in one room are patient for equally long.
+        self._streams, self._others = _Room(self), _Room(self)
 
     def wait(self, client: PlainClient, call: PassedCall, sink: Sink, names: Sequence[Header]) -> Waiting:
         """The client waits from now on."""
-        room = self._rooms.get(call.asked.stream)
-        if room is None:  # of those who ask for streams, or of the others: patience is the same in one
-            room = self._rooms[call.asked.stream] = _Room(self.delivery)
+        stream = call.asked.stream
+        room = self._streams if stream else self._others
         waiting = Waiting(self, room, client, call, sink, names)
-        if call.held and call.asked.stream:
+        if stream and call.held:
             waiting.go_on()
         else:
             room.enter(waiting)
@@ -55,16 +56,16 @@ class WaitingRooms:
 class _Room:
     """Who has waited for longest is first, so one timer is enough."""
 
-    def __init__(self, delivery: PassDelivery) -> None:
-        self._delivery = delivery
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, rooms: WaitingRooms) -> None:
+        self._patience_s = rooms.delivery.patience_s
+        self._loop = rooms.loop
         self._since_s: dict[Waiting, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def enter(self, waiting: Waiting) -> None:
         self._since_s[waiting] = self._loop.time()
         if self._timer is None:
-            self._timer = self._loop.call_later(self._delivery.patience_s(waiting.call), self._look)
+            self._timer = self._loop.call_later(self._patience_s(waiting.call), self._look)
 
     def leave(self, waiting: Waiting) -> None:
         self._since_s.pop(waiting, None)
@@ -75,7 +76,7 @@ class _Room:
         now_s = self._loop.time()
         while self._since_s:
             waiting, since_s = next(iter(self._since_s.items()))
-            due_s = since_s + self._delivery.patience_s(waiting.call)
+            due_s = since_s + self._patience_s(waiting.call)
             if due_s > now_s:
                 self._timer = self._loop.call_at(due_s, self._look)
                 return
@@ -107,7 +108,7 @@ class Waiting:
         """By a task from now on, whether the answer has begun or is late."""
         self._room.leave(self)
         self._sink.listener = None
-        self._task = asyncio.get_running_loop().create_task(self._deliver())
+        self._task = self._rooms.loop.create_task(self._deliver())
 
     def cancel(self) -> None:
         """The client is gone."""

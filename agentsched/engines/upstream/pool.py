@@ -129,12 +129,9 @@ class Pool:
         return any(connection.heard_s > time_s for connection in self._busy)
 
     def _take(self) -> Connection | None:
-        if not self._idle:
-            return None
-        oldest_s = asyncio.get_running_loop().time() - IDLE_S
         while self._idle:
             connection = self._idle.pop()
-            if connection.usable and connection.idle_since_s > oldest_s:
+            if connection.usable and connection.idle_s < IDLE_S:
                 return connection
             connection.close()
         return None
@@ -159,7 +156,7 @@ class Pool:
         now = loop.time()
         kept = []
         for connection in self._idle:
-            if connection.usable and now - connection.idle_since_s < IDLE_S:
+            if connection.usable and connection.idle_s < IDLE_S:
                 kept.append(connection)
             else:
                 connection.close()

@@ -20,6 +20,8 @@ from httptools import HttpParserCallbackError, HttpParserError, HttpResponsePars
 Header = tuple[bytes, bytes]
 
 LARGEST_HEAD_BYTES = 64 * 1024
+TOGETHER_BYTES = 64 * 1024
+"""Smaller bodies are sent with their heads: to copy one is cheaper than to write twice."""
 _NO_BODY = frozenset({204, 304})
 
 
@@ -59,7 +61,7 @@ class Connection(asyncio.Protocol):
     """One connection. ``usable`` says whether it can carry another exchange."""
 
     def __init__(self) -> None:
-        self.idle_since_s = 0.0
+        self._idle_since_s = 0.0
         self.heard_s = 0.0
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -80,6 +82,11 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         return not (self._broken or self._exchange or transport is None or transport.is_closing())
 
+    @property
+    def idle_s(self) -> float:
+        """For how long it has carried nothing, since the end of its last exchange."""
+        return self._loop.time() - self._idle_since_s
+
     def send(self, head: bytes, body: bytes, exchange: Exchange, *, bodyless: bool = False) -> None:
         """Begin an exchange. ``bodyless``: the response to a HEAD request has none, whatever it says."""
         assert self._transport is not None
@@ -87,7 +94,7 @@ class Connection(asyncio.Protocol):
         self._exchange, self._bodyless = exchange, bodyless
         self._heard = False
         self.heard_s = self._loop.time()
-        if len(body) < 4096:
+        if len(body) < TOGETHER_BYTES:
             self._transport.write(head + body)
         else:
             self._transport.write(head)
@@ -181,7 +188,7 @@ class Connection(asyncio.Protocol):
     def _finish(self, *, reusable: bool) -> None:
         exchange, self._exchange = self._exchange, None
         self._status, self._used = 0, True
-        self.idle_since_s = self._loop.time()
+        self._idle_since_s = self._loop.time()
         if not reusable:
             self.close()
         if exchange is not None:
