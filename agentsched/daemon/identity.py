@@ -185,9 +185,8 @@ class Identities:
             self._parents[found.program] = found.parent
         if found.turn is not None and not side:
             found.turn.claimed = ask.digest
-        new = tuple(
-            [i for i in ids if self._minted[i].program == found.program and not self._minted[i].answered]
-        )
+        asked = [i for i in ids if self._minted[i].program == found.program]
+        new = tuple([i for i in asked if not self._minted[i].answered])
         return Claim(
             program=found.program,
             known_by=found.known_by,
@@ -206,11 +205,7 @@ class Identities:
 
     def begun(self, claim: Claim) -> None:
         """A call of this claim is live now."""
-        live = self._live.get(claim.program)
-        if live is None:
-            self._live[claim.program] = [claim.digest]
-        else:
-            live.append(claim.digest)
+        self._live.setdefault(claim.program, []).append(claim.digest)
 
     def mint(self, program: str, call: str) -> str:
         """A new tool call id that leads back to the program."""
@@ -400,8 +395,6 @@ def _put(table: Recent[bytes, list[str]], call: bytes, programs: list[str]) -> N
 
 
 def _profile(ask: Ask, talk: Talk) -> _Profile:
-    if not ask.chat.tools:
-        return _Profile(digest(talk.system + b"[]"), False)
     functions = [tool.get("function", tool) for tool in ask.chat.tools]
     names = [function.get("name") for function in functions if isinstance(function, dict)]
     return _Profile(digest(talk.system + _encoder.encode(names)), bool(names))

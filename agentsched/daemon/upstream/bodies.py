@@ -79,9 +79,7 @@ def is_accounting(system: Any) -> bool:
     return isinstance(text, str) and BILLING.fullmatch(text) is not None
 
 
-def headers_on(
-    headers: Sequence[Header], api_key: str | None = None, *, ours: bool = False
-) -> PassedHeaders:
+def headers_on(headers: Sequence[Header], api_key: str | None = None, *, ours: bool = False) -> PassedHeaders:
     """Of a client's headers those that the server gets. ``api_key``: the server's, in place of the
     client's. ``ours``: the client's key is for the daemon, and goes no further."""
     passed = [_PLAIN]

@@ -28,6 +28,7 @@ from agentsched.engines.upstream.wire import Header
 
 _log = logging.getLogger(__name__)
 
+
 class Answering(Protocol):
     """A request that is being answered."""
 

@@ -36,6 +36,9 @@ class Heads:
     def __init__(self) -> None:
         self._known: dict[bytes, Head] = {}
 
+    def __len__(self) -> int:
+        return len(self._known)
+
     def read(self, data: bytes) -> tuple[Head, int] | None:
         """A whole head, with the empty line at its end, and the length of the body; None if it is not
         plain."""

@@ -128,8 +128,6 @@ def _edits(path: str, body: Body, *, stream: bool, accounting: bool) -> Edits:
     )
 
 
-
-
 def _body(path: str, data: bytes) -> Body:
     try:
         try:
