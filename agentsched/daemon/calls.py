@@ -129,6 +129,9 @@ class Calls:
         tenancy.asked.results(claim.answers, call.arrived_s)
         self.open_program(tenancy, claim.program, deadline_s=deadline_s, parent=claim.parent)
         self._arrive(call, claim.answers)
+        self._start(call)
+
+    def _start(self, call: LiveCall) -> None:
         call.task = asyncio.create_task(self._run(call), name=f"call {call.name}")
         self._tasks.add(call.task)
         call.task.add_done_callback(self._tasks.discard)
@@ -238,29 +241,34 @@ class Calls:
                 try:
                     await self._generate(call, await self._pass_gate(call))
                 except EngineGone as error:
-                    if call.delivered or call.beginnings > 1 or self.unavailable:
-                        raise engine_gone(str(error)) from error
-                    _log.warning("call %s begins again: %s", call.name, error)
-                    self._begin_again(call)
-        except ApiError as error:
-            self._end_badly(call, error)
-        except RequestRefused as error:
-            self._end_badly(call, refused(error, call.request.fields))
-        except Exception:
-            _log.exception("call %s failed by a fault of the daemon", call.name)
-            self._end_badly(
-                call, ApiError(500, "internal error of the daemon; its log has more", kind="server_error")
-            )
+                    self._try_again(call, error)
+        except Exception as error:
+            self._fail(call, error)
+
+    def _try_again(self, call: LiveCall, gone: EngineGone) -> None:
+        """Begin again, as its engine is gone. Raises ``ApiError`` if it may not."""
+        if call.delivered or call.beginnings > 1 or self.unavailable:
+            raise engine_gone(str(gone)) from gone
+        _log.warning("call %s begins again: %s", call.name, gone)
+        self._begin_again(call)
+
+    def _fail(self, call: LiveCall, error: Exception) -> None:
+        """It ends with what its clients are told of this."""
+        if isinstance(error, RequestRefused):
+            error = refused(error, call.request.fields)
+        if not isinstance(error, ApiError):
+            _log.error("call %s failed by a fault of the daemon", call.name, exc_info=error)
+            error = ApiError(500, "internal error of the daemon; its log has more", kind="server_error")
+        self._end_badly(call, error)
 
     async def _pass_gate(self, call: LiveCall) -> Engine:
         ticket = call.ticket
         assert ticket is not None
         try:
-            if ticket.passed.done():  # most calls are, and a time-out costs more than all of this
-                engine = ticket.passed.result()
-            else:
+            engine = ticket.engine  # most calls have it, and a time-out costs more than all of this
+            if engine is None:
                 async with asyncio.timeout_at(call.arrived_s + self._patience.max_hold_s):
-                    engine = await ticket.passed
+                    engine = await ticket.passed()
         except TimeoutError:
             if not self._host.engines:
                 raise engine_gone(f"no engine for {self._patience.max_hold_s:g} s; try again later") from None

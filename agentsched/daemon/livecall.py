@@ -31,20 +31,20 @@ class LiveCall:
     arrived_s: float
     first: bool
     shared_tokens: int = 0
-    clients: int = 1
-    attached: int = 1
-    delivered: bool = False
-    charged: bool = False
-    pieces: list[Piece] = field(default_factory=list)
-    ending: Ending | None = None
-    error: ApiError | None = None
-    core_name: str = ""
-    beginnings: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    ticket: Ticket | None = None
-    task: asyncio.Task[None] | None = None
-    _changed: asyncio.Event | None = None
+    clients: int = field(default=1, init=False)
+    attached: int = field(default=1, init=False)
+    delivered: bool = field(default=False, init=False)
+    charged: bool = field(default=False, init=False)
+    pieces: list[Piece] = field(default_factory=list, init=False)
+    ending: Ending | None = field(default=None, init=False)
+    error: ApiError | None = field(default=None, init=False)
+    core_name: str = field(default="", init=False)
+    beginnings: int = field(default=0, init=False)
+    cached_tokens: int = field(default=0, init=False)
+    output_tokens: int = field(default=0, init=False)
+    ticket: Ticket | None = field(default=None, init=False)
+    task: asyncio.Task[None] | None = field(default=None, init=False)
+    _changed: asyncio.Event | None = field(default=None, init=False)
     """While somebody waits for a change."""
 
     @property
@@ -72,7 +72,7 @@ class LiveCall:
     @property
     def held(self) -> bool:
         """Whether it waits at the gate."""
-        return self.ticket is not None and not self.ticket.passed.done()
+        return self.ticket is not None and self.ticket.held
 
     @property
     def ended(self) -> bool:

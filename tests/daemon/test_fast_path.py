@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentsched.daemon.upstream import fast_path
-from agentsched.daemon.upstream.plain_requests import begins_plainly, read_head
+from agentsched.daemon.upstream.plain_requests import MOST_KNOWN, Heads, begins_plainly, read_head
 from tests.daemon.serving import DEADLINE_S, Served, until
 from tests.daemon.upstreams import Double, Got, answered, in_front_of, plainly
 
@@ -133,6 +133,32 @@ async def test_pipelined_calls_are_answered_in_order(connect: Connect) -> None:
         for body in bodies:
             status, _, answer = await wire.answer()
             assert (status, answer) == (200, body)
+
+
+async def test_many_refusals_in_a_row_are_all_told(connect: Connect) -> None:
+    async with in_front_of(Double(plainly)) as served:
+        wire = await connect(served)
+        wire.send(request(b"{") * 400 + request())
+        statuses = [(await wire.answer())[0] for _ in range(401)]
+        assert statuses == [400] * 400 + [200]
+
+
+async def test_who_reads_no_answers_gets_no_more_calls_through(connect: Connect) -> None:
+    large = json.dumps(answered("x" * 50_000)).encode()
+    double = Double(lambda got: got.whole(large))
+    async with in_front_of(double) as served:
+        wire = await connect(served)
+        wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        wire.send(request() * 120)  # whose answers are more than the system keeps for a client
+        other = await connect(served)
+        for _ in range(130):  # meanwhile it would have had its turn as often
+            other.send(request(BODY, "x-agentsched-program: other"))
+            assert (await other.answer())[0] == 200
+        assert len(double.requests) < 120 + 130
+        wire.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        for _ in range(120):
+            status, _, body = await wire.answer()
+            assert (status, body) == (200, large)
 
 
 async def test_more_than_there_is_room_for_waits_its_turn(connect: Connect) -> None:
@@ -377,19 +403,59 @@ def test_whatever_bytes_come_harm_nobody(port: int, pieces: list[bytes]) -> None
 
 @given(data=st.binary(max_size=80) | st.lists(PIECES, max_size=12).map(b"".join))
 def test_a_plain_head_is_what_was_written(data: bytes) -> None:
-    head = read_head(data)
-    if head is not None:
+    read = read_head(data)
+    if read is not None:
+        head, body_bytes = read
         assert begins_plainly(data[: len(data) // 2])
         query = f"?{head.query}" if head.query else ""
         program = "" if head.program is None else f"/program/{head.program}"
         assert data.startswith(f"POST {program}{head.path}{query}".encode())
         assert all(b"%b:" % name in data for name, _ in head.headers)
-        assert head.body_bytes == int(head.named["content-length"])
+        assert body_bytes == int(head.named["content-length"])
+
+
+def test_a_head_that_is_known_says_what_it_said_before() -> None:
+    heads = Heads()
+    first = heads.read(request(b"", "X-A: 1", length="12"))
+    again = heads.read(request(b"", "X-A: 1", length="345"))
+    other = heads.read(request(b"", "X-A: 2", length="12"))
+    assert first is not None
+    assert again is not None
+    assert other is not None
+    assert (first[1], again[1], other[1]) == (12, 345, 12)
+    assert again[0] is first[0]
+    assert (first[0].named["x-a"], other[0].named["x-a"]) == ("1", "2")
+    twice = request(b"", "X-A: 1", "Content-Length: 5", length="12")
+    assert heads.read(twice) is None
+    assert heads.read(twice) is None
+
+
+@given(data=st.binary(max_size=80) | st.lists(PIECES, max_size=12).map(b"".join), more=st.booleans())
+def test_what_is_known_of_heads_changes_nothing(data: bytes, more: bool) -> None:
+    heads = Heads()
+    for known in (request(b"", length="7"), request(b"", "X-A: 1", length="0"), data):
+        heads.read(known)
+    for head in (data, data.replace(b"Content-Length: 5", b"Content-Length: 77")) if more else (data,):
+        found, fresh = heads.read(head), read_head(head)
+        assert (found is None) == (fresh is None)
+        if found is not None and fresh is not None:
+            assert found[1] == fresh[1]
+            assert dict(found[0].named) | {"content-length": ""} == dict(fresh[0].named) | {
+                "content-length": ""
+            }
+
+
+def test_no_more_heads_are_remembered_than_there_is_room_for() -> None:
+    heads = Heads()
+    for number in range(MOST_KNOWN + 10):
+        heads.read(request(b"", f"X-A: {number}"))
+    assert len(heads) == MOST_KNOWN
 
 
 def test_what_is_plain() -> None:
-    head = read_head(request(b"", path=f"/program/a.b-c{CHAT}?x=1", length="12"))
-    assert head is not None
-    assert (head.program, head.path, head.query, head.body_bytes) == ("a.b-c", CHAT, "x=1", 12)
+    read = read_head(request(b"", path=f"/program/a.b-c{CHAT}?x=1", length="12"))
+    assert read is not None
+    head, body_bytes = read
+    assert (head.program, head.path, head.query, body_bytes) == ("a.b-c", CHAT, "x=1", 12)
     assert head.named == {"host": "here", "content-type": "application/json", "content-length": "12"}
     assert head.headers[0] == (b"Host", b"here")

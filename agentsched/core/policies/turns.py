@@ -251,10 +251,6 @@ class Turns:
         match event:
             case ev.CallStarted() | ev.FirstToken():
                 pass
-            case ev.ProgramOpened() if subject is not None:
-                self._open(subject)
-            case ev.ProgramRestored() if subject is not None and subject.calls_done:
-                self._begin(state, subject)  # so that it comes before whoever is new
             case ev.CallArrived() if subject is not None:
                 if subject.name not in self._accounts:
                     self._begin(state, subject)
@@ -262,6 +258,10 @@ class Turns:
                     self._wait(state, subject, now)
             case ev.CallFinished() if subject is not None:
                 self._serve(subject, event.prompt_tokens + event.output_tokens)
+            case ev.ProgramOpened() if subject is not None:
+                self._open(subject)
+            case ev.ProgramRestored() if subject is not None and subject.calls_done:
+                self._begin(state, subject)  # so that it comes before whoever is new
             case ev.CallAborted() if subject is not None and subject.name not in state.queue:
                 self._count(self._tenants[subject.tenant], self._accounts[subject.name], waits=False)
             case ev.ProgramClosed() if subject is not None:

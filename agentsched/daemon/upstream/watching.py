@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -109,15 +108,14 @@ class _Answer(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Answer).decode
 
 
-@dataclass(slots=True)
-class Seen:
+class Seen(msgspec.Struct):
     """What was seen of an answer. ``tools``: id and name of each tool call; ``arguments``: of each, in
     pieces, as JSON. Tokens are None where it did not say."""
 
     began: bool = False
-    texts: list[str] = field(default_factory=list)
-    tools: dict[str, str] = field(default_factory=dict)
-    arguments: dict[str, list[str]] = field(default_factory=dict)
+    texts: list[str] = []
+    tools: dict[str, str] = {}
+    arguments: dict[str, list[str]] = {}
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     output_tokens: int | None = None
@@ -134,9 +132,12 @@ class Seen:
         output = usage.completion_tokens if usage.completion_tokens is not None else usage.output_tokens
         if prompt is not None and path == MESSAGES:
             prompt += (cached or 0) + (usage.cache_creation_input_tokens or 0)
-        for name, value in (("prompt", prompt), ("cached", cached), ("output", output)):
-            if value is not None and value >= 0:
-                setattr(self, f"{name}_tokens", value)
+        if prompt is not None and prompt >= 0:
+            self.prompt_tokens = prompt
+        if cached is not None and cached >= 0:
+            self.cached_tokens = cached
+        if output is not None and output >= 0:
+            self.output_tokens = output
 
 
 class Watch:
@@ -227,9 +228,9 @@ class Watch:
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             _log.debug("%s: an answer's words are not understood, and pass unseen: %s", self._path, error)
             return
-        for usage in (answer.usage, *(w.usage for w in (answer.message, answer.response) if w)):
-            if usage is not None:
-                self.seen.use(usage, self._path)
+        for told in (answer, answer.message, answer.response):
+            if told is not None and told.usage is not None:
+                self.seen.use(told.usage, self._path)
         if self._path in (CHAT, COMPLETIONS):
             for choice in answer.choices:
                 self._choice(choice)

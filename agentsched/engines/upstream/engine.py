@@ -220,6 +220,10 @@ class UpstreamEngine:
             )
         return added
 
+    def send_at_once(self, outgoing: Outgoing, exchange: Exchange) -> Connection | None:
+        """As ``send``, if a connection is there already; None if that has to be made first."""
+        return self._pool.send_at_once(outgoing, exchange)
+
     def release(self, connection: Connection) -> None:
         """Give a connection back, whether its exchange is over or not."""
         self._pool.release(connection)

@@ -12,7 +12,7 @@ import msgspec
 from agentsched.core.decisions import EngineOrder
 from agentsched.core.standing import StandingOrders
 from agentsched.engines.upstream.dialect import session_of
-from agentsched.engines.upstream.pool import Outgoing, Pool, exchanged
+from agentsched.engines.upstream.pool import Outgoing, Pool, exchanged, header_lines
 from agentsched.engines.upstream.soft_pins import SoftPins
 from agentsched.engines.upstream.wire import Fault, Header, UpstreamFault
 
@@ -89,7 +89,7 @@ class Sessions:
 
     async def _close(self, program: str) -> None:
         body = msgspec.json.encode({"session_id": session_of(program)})
-        outgoing = Outgoing(path="/close_session", headers=self._headers, body=body)
+        outgoing = Outgoing(path="/close_session", lines=header_lines(self._headers), body=body)
         answer = await exchanged(self._pool, outgoing, CLOSE_S)
         if answer.status >= 400:
             self._fail(f"status {answer.status}")

@@ -26,7 +26,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,7 @@ def without_ids(ask: Ask) -> Ask:
     """The request as it would be had nobody minted ids of tool calls."""
     text = TOOL_ID.sub("", json.dumps(ask.chat.messages))
     chat = msgspec.structs.replace(ask.chat, messages=json.loads(text))
-    return replace(ask, chat=chat, digest=call_digest(chat))
+    return msgspec.structs.replace(ask, chat=chat, digest=call_digest(chat))
 
 
 def truth(ask: Ask) -> tuple[str, str]:
