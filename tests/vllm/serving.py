@@ -47,7 +47,11 @@ def vllm_python() -> Path:
 def missing() -> str | None:
     """Why no vLLM can be started here; None if one can."""
     python = vllm_python()
-    return None if python.exists() else f"no vLLM: {python} is not there; 'scripts/test vllm' makes it"
+    if not python.exists():
+        return f"no vLLM: {python} is not there; 'scripts/test vllm' makes it"
+    look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+    found = subprocess.run([python, "-c", look], check=False)
+    return None if found.returncode == 0 else f"no vLLM: {python} has none"
 
 
 @dataclass
