@@ -54,8 +54,8 @@ class KernelSource:
         self._programs = frozenset(programs)
         self._bpf = load(programs)
         self._lock = threading.Lock()
-        self._ids: dict[int, int] = {}
-        """Leaf by identity of its object: its folder may be gone when it is forgotten."""
+        self._watched: dict[int, tuple[Leaf, int]] = {}
+        """Leaves by identity, and their ids: the folder may be gone when one is forgotten."""
         self._events: deque[Event] = deque()
         self._executing: dict[int, tuple[tuple[str, ...], bool]] = {}
         self._told_lost = False
@@ -71,12 +71,12 @@ class KernelSource:
             raise HostRefused("BPF knows leaves by their cgroup v2, and this backend has none")
         with self._lock:
             if self._bpf is not None:
-                self._ids[id(leaf)] = number
+                self._watched[id(leaf)] = leaf, number
                 self._bpf[b"leaves"][ct.c_ulonglong(number)] = ct.c_ulonglong(number)
 
     def forget(self, leaf: Leaf) -> None:
         with self._lock:
-            number = self._ids.pop(id(leaf), None)
+            _, number = self._watched.pop(id(leaf), (leaf, None))
             if number is None or self._bpf is None:
                 return
             for name in (b"leaves", *(_BY_LEAF[p] for p in self._programs if p in _BY_LEAF)):
@@ -94,7 +94,7 @@ class KernelSource:
 
     def facts(self, leaf: Leaf) -> Facts:
         with self._lock:
-            number = self._ids.get(id(leaf))
+            _, number = self._watched.get(id(leaf), (leaf, None))
             if number is None or self._bpf is None:
                 raise HostRefused("this leaf is not watched")
             found = self._lives(number) | self._spent(number) | self._memory(number) | self._blocks(number)
