@@ -14,8 +14,9 @@ import pytest
 from agentsched.daemon.settings import Settings
 from agentsched.daemon.upstream.server import UpstreamDaemon
 from agentsched.engines.upstream.engine import UpstreamSettings
+from agentsched.workloads.sglang_server import SglangServer
 from tests.daemon.serving import Served, until
-from tests.sglang.serving import Pilot, SglangServer, prompt
+from tests.sglang.serving import Pilot, prompt
 
 pytestmark = pytest.mark.timeout(300)
 
