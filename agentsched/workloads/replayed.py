@@ -209,7 +209,8 @@ class _Agent:
 
     async def _read(self, answer: aiohttp.ClientResponse) -> tuple[float, dict[str, Any]]:
         """When the first token came, and the usage. Raises ``ReplayFailed``."""
-        first_s, usage = None, {}
+        first_s: float | None = None
+        usage: dict[str, Any] = {}
         async for line in answer.content:
             if not line.startswith(b"data: {"):
                 continue

@@ -163,4 +163,4 @@ def _environment(more: Mapping[str, str]) -> dict[str, str]:
     """Ours, without what leads to our packages: only a checkout's own code is the same for both."""
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     ours = {"PYTHONPATH": str(ROOT)} if (ROOT / "pyproject.toml").exists() else {}
-    return inherited | _ENVIRONMENT | ours | more
+    return inherited | _ENVIRONMENT | ours | dict(more)

@@ -1,4 +1,4 @@
-"""A daemon's end of the channel to the plugin in a real SGLang server, and calls without a daemon."""
+"""In front of a real SGLang server: a daemon, or a daemon's end of the channel alone and calls by hand."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ import aiohttp
 
 from agentsched.core.decisions import EngineOrder, Rank, Release, Retain, Segment, Worth
 from agentsched.core.events import StepReport
+from agentsched.daemon.settings import Settings
+from agentsched.daemon.upstream.server import UpstreamDaemon
 from agentsched.engines.sglang.place import socket_path
+from agentsched.engines.upstream.engine import UpstreamSettings
 from agentsched.engines.upstream.orders import OrdersLink
 from agentsched.workloads.sglang_server import Limits, SglangServer
-from tests.daemon.serving import until
+from tests.daemon.serving import Served, until
 
 HEADER = "x-smg-routing-key"
 POOL_TOKENS = Limits().kv_tokens
@@ -131,3 +134,41 @@ class Pilot:
 
     def _stamp(self, program: str) -> dict[str, Any]:
         return {"program": program, "engine": "e", "cause": 1, "epoch": 1, "seq": next(self.numbers)}
+
+
+@asynccontextmanager
+async def before(server: SglangServer, **settings: Any) -> AsyncIterator[Served]:
+    chosen = Settings(**({"port": 0, "drain_s": 0.1} | settings))
+    upstream = UpstreamSettings(url=server.url, poll_s=0.2)
+    async with UpstreamDaemon([upstream], chosen) as daemon, aiohttp.ClientSession() as http:
+        await until(lambda: daemon.engines, "the server is attached")
+        yield Served(daemon, http, [])
+
+
+def body(tokens: int, *, seed: int = 1, output: int = 4, **fields: Any) -> dict[str, Any]:
+    return {
+        "model": "tiny",
+        "prompt": prompt(tokens, seed),
+        "max_tokens": output,
+        "temperature": 0,
+        "ignore_eos": True,
+    } | fields
+
+
+async def call(served: Served, program: str, tokens: int, *, seed: int = 1) -> int:
+    """How much of it was cached."""
+    status, said, _ = await served.post(
+        "/v1/completions", body(tokens, seed=seed), x_agentsched_program=program
+    )
+    assert status == 200, said
+    return int((said["usage"].get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+
+
+async def held(served: Served, program: str) -> int:
+    return int((await served.programs()).get(program, {}).get("held_device_tokens", 0))
+
+
+async def first_token(answer: aiohttp.ClientResponse) -> None:
+    """Signs of life may come before."""
+    while not (await answer.content.readline()).startswith(b"data: {"):
+        pass

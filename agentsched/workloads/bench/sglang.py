@@ -14,7 +14,6 @@ import asyncio
 import json
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from rich.table import Table
 
 from agentsched import __version__
 from agentsched.engines.sglang.compatibility import TRIED
+from agentsched.workloads import scratch
 from agentsched.workloads.anchor import RecordedRun, Recording, simulated_hit_rate, write_recording
 from agentsched.workloads.bench import _replay as replaying
 from agentsched.workloads.bench._sglang_costs import WIDE, Costs, calibrate
@@ -207,8 +207,7 @@ def _measure(plan: replaying.Plan, contenders: list[Contender], pairs: int, say:
     if (reason := missing()) is not None:
         raise SglangFailed(reason)
     workload = replaying.workload_of(plan, CONTEXT_TOKENS)
-    with tempfile.TemporaryDirectory(prefix="agentsched-sglang-") as path:
-        model = Path(path)
+    with scratch.folder() as model:
         write_model(model, WIDE)
         costs = _costs(model, plan, say)
         limits = _limits(plan, workload, costs)
