@@ -102,10 +102,8 @@ async def test_so_many_live_at_once_and_the_next_begins_when_one_ends() -> None:
     assert double.ended == [], "a server that is not ours is not told"
 
 
-@pytest.mark.parametrize(("fault", "says"), [({"short": 1}, "counted"), ({"status": 503}, "503")])
-async def test_an_answer_that_is_not_what_was_asked_for_ends_the_replay(
-    fault: dict[str, int], says: str
-) -> None:
-    async with serving(Double(**fault)) as server:
+@pytest.mark.parametrize(("double", "says"), [(Double(short=1), "counted"), (Double(status=503), "503")])
+async def test_an_answer_that_is_not_what_was_asked_for_ends_the_replay(double: Double, says: str) -> None:
+    async with serving(double) as server:
         with pytest.raises(ReplayFailed, match=says):
             await replay(server, [Script("p", 0.0, TURNS)], concurrency=1, ended=nobody)

@@ -10,9 +10,7 @@ of a server.
 from __future__ import annotations
 
 import asyncio
-import math
 import signal
-import statistics
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -22,9 +20,9 @@ from random import Random
 from typing import Any, TypeVar
 
 import aiohttp
-from scipy import stats
 
 from agentsched.workloads.bench._sglang_runs import cpu_s
+from agentsched.workloads.grid.ratios import Ratio, ratio
 from agentsched.workloads.sglang_server import PLUGIN, WITHOUT_PLUGINS, Limits, SglangServer
 
 T = TypeVar("T")
@@ -42,35 +40,26 @@ class Overhead:
     cpu_token_s: dict[str, list[float]] = field(default_factory=dict)
     same_outputs: dict[str, bool] = field(default_factory=dict)
 
-    def change(self, name: str) -> tuple[float, float]:
-        """Of a server's CPU a token against stock's: the mean relative change of the pairs, and half of its
-        95 % interval (Student's t)."""
-        pairs = zip(self.cpu_token_s[name], self.cpu_token_s["stock"], strict=True)
-        changes = [ours / stock - 1 for ours, stock in pairs]
-        mean = statistics.fmean(changes)
-        if len(changes) < 2:
-            return mean, math.inf
-        error = statistics.stdev(changes) / math.sqrt(len(changes))
-        return mean, float(stats.t.ppf(0.975, len(changes) - 1)) * error
+    def change(self, name: str) -> Ratio:
+        """Of a server's CPU a token over stock's, round by round."""
+        found = ratio(*(dict(enumerate(self.cpu_token_s[server])) for server in (name, "stock")))
+        assert found is not None, "computing takes time"
+        return found
 
     def goals(self) -> dict[str, dict[str, Any]]:
-        """The whole interval lies within what is wanted."""
+        """The whole 95 % interval lies within what is wanted."""
         found: dict[str, dict[str, Any]] = {}
         for name, title in (("off", "plugin not asked for"), ("alone", "no daemon")):
-            mean, half = self.change(name)
-            worst = abs(mean) + half
-            found[f"CPU a token against stock SGLang, {title}"] = {
-                "value": round(worst, 4),
-                "mean": round(mean, 4),
-                "interval": [round(mean - half, 4), round(mean + half, 4)],
-                "want": WANT,
-                "met": worst <= WANT,
+            change = self.change(name)
+            bounds = (change.low, change.high)
+            found[f"CPU a token over stock SGLang's, {title}"] = {
+                "value": round(change.mean, 4),
+                "interval": [bound and round(bound, 4) for bound in bounds],
+                "want": f"within {1 - WANT:g} to {1 + WANT:g}",
+                "met": all(bound is not None and abs(bound - 1) <= WANT for bound in bounds),
             }
-            found[f"same outputs as stock SGLang, {title}"] = {
-                "value": self.same_outputs[name],
-                "want": True,
-                "met": self.same_outputs[name],
-            }
+            same = self.same_outputs[name]
+            found[f"same outputs as stock SGLang, {title}"] = {"value": same, "want": True, "met": same}
         return found
 
     def figures(self) -> dict[str, Any]:

@@ -114,7 +114,7 @@ class Runs:
                 "value": round(value, 3),
                 "least": round(min(ratios), 3),
                 "greatest": round(max(ratios), 3),
-                "want": want,
+                "want": f">= {want:g}",
                 "met": value >= want,
             }
         return found
