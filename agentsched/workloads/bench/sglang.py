@@ -58,7 +58,7 @@ class Made:
     overhead: Overhead | None
 
     def simulated(self) -> dict[str, list[float]]:
-        """The hit rates that the simulator tells, a repeat each: of the contenders that it has a policy for."""
+        """The hit rates that the simulator tells, a repeat each, of the contenders that it can play."""
         recording = self.recording()
         return {
             name: [simulated_hit_rate(recording, run.seed, policy=policy) for run in recording.runs]
