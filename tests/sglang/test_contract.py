@@ -7,6 +7,7 @@ grammars, refusals) is SGLang's business, and is not tried.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -21,26 +22,34 @@ import pytest_asyncio
 from agentsched.core.decisions import EngineOrder
 from agentsched.core.events import CallFinished, CallStarted, FirstToken, StepReport
 from agentsched.engines.contract import Capabilities, GenerateRequest, RequestRefused, TokenEngine, TokensOut
-from agentsched.engines.streams import CallItem
+from agentsched.engines.streams import CallItem, ReportFeed
 from agentsched.engines.upstream.engine import UpstreamEngine, UpstreamSettings
 from agentsched.workloads.sglang_model import VOCABULARY, write_model
 from agentsched.workloads.sglang_server import PLUGIN, Limits, SglangServer
 from tests.engines.contract import EngineContract, blocks, cached_at_most
-from tests.engines.lab import BLOCK_TOKENS, CAPACITY_TOKENS, Lab, Run
-from tests.sglang.serving import HEADER
+from tests.engines.lab import BLOCK_TOKENS, CAPACITY_TOKENS, Lab, Run, held_of
 
 pytestmark = pytest.mark.timeout(180)
 
 LIMITS = Limits(kv_tokens=CAPACITY_TOKENS, context_tokens=2 * CAPACITY_TOKENS, chunk_tokens=CAPACITY_TOKENS)
 
 
+STEP_S = 0.03
+"""How much longer a step takes than it would: so that answers of two steps come one after the other."""
+
+ROOM_TOKENS = BLOCK_TOKENS + 2
+"""SGLang begins a call only where more than its tokens and a page are free: so many fewer may fill it."""
+
+
 class TokenFace:
-    """See ``TokenEngine``."""
+    """See ``TokenEngine``. The adapter has one reader of its reports, so they are handed on here."""
 
     def __init__(self, server: SglangServer) -> None:
         self._server = server
         self._adapter = UpstreamEngine(UpstreamSettings(url=server.url, poll_s=0.2))
         self._http = aiohttp.ClientSession()
+        self._feed = ReportFeed()
+        self._pump: asyncio.Task[None] | None = None
 
     @property
     def name(self) -> str:
@@ -52,14 +61,26 @@ class TokenFace:
 
     async def start(self) -> None:
         await self._adapter.start()
+        self._pump = asyncio.create_task(self._publish())
+        async with self._http.post(
+            self._server.url + "/slow_down", json={"forward_sleep_time": STEP_S}
+        ) as answer:
+            assert answer.status == 200
+
+    async def _publish(self) -> None:
+        async for report in self._adapter.reports():
+            self._feed.publish(report)
 
     async def order(self, orders: Sequence[EngineOrder]) -> None:
         await self._adapter.order(orders)
 
     def reports(self) -> AsyncIterator[StepReport]:
-        return self._adapter.reports()
+        return self._feed.read()
 
     async def close(self) -> None:
+        if self._pump is not None:
+            self._pump.cancel()
+            await asyncio.wait([self._pump])
         await self._http.close()
         await self._adapter.close()
         self._server.kill()
@@ -67,6 +88,7 @@ class TokenFace:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[CallItem, None]:
         body: dict[str, Any] = {
             "rid": request.call,
+            "routing_key": request.program,  # no header says it there
             "input_ids": request.prompt,
             "stream": True,
             "sampling_params": {
@@ -77,9 +99,7 @@ class TokenFace:
         }
         if request.salt:
             body["cache_salt"] = request.salt
-        async with self._http.post(
-            self._server.url + "/generate", json=body, headers={HEADER: request.program}
-        ) as answer:
+        async with self._http.post(self._server.url + "/generate", json=body) as answer:
             if answer.status != 200:
                 raise RequestRefused(await answer.text())
             seen, said = 0, {}
@@ -122,7 +142,10 @@ class HttpLab(Lab):
 
     async def submitted(self) -> None:
         live = sum(not run.over for run in self._runs)
-        await self.until(lambda reports: reports[-1].running + reports[-1].queued == live)
+        await self.until(lambda seen: bool(seen) and seen[-1].running + seen[-1].queued == live)
+
+    async def fill(self, tokens: int) -> None:
+        await super().fill(min(tokens, CAPACITY_TOKENS - ROOM_TOKENS))
 
 
 def _not_tried(reason: str) -> Any:
@@ -182,7 +205,7 @@ class TestSglang(EngineContract):
         """For the engine as a whole: over HTTP SGLang does not say it of a call."""
         prompt, program = lab.tokens(blocks(10)), lab.name("program")
         await lab.cached(prompt, program)
-        await lab.fill(CAPACITY_TOKENS - 4 * BLOCK_TOKENS)
+        await lab.fill(CAPACITY_TOKENS - BLOCK_TOKENS)
         before = len(lab.reports)
         assert await lab.cached([*prompt, *lab.tokens(20)], program) == 0
         await lab.until(
@@ -199,11 +222,53 @@ class TestSglang(EngineContract):
         assert await lab.cached(newer) == cached_at_most(newer)
         assert await lab.cached(older) == 0
 
+    async def test_retained_kv_outlives_newer_kv(self, lab: Lab) -> None:
+        older, newer, program = lab.tokens(blocks(16)), lab.tokens(blocks(16)), lab.name("program")
+        await lab.cached(older, program)
+        await lab.order(lab.retain(program, len(older)))
+        await lab.cached(newer)
+        await lab.fill(blocks(40))
+        assert await lab.cached(older, program) == cached_at_most(older)
+        assert await lab.cached(newer) == 0
+
+    async def test_the_head_is_kept_when_the_tail_is_worth_nothing(self, lab: Lab) -> None:
+        prompt, program = lab.tokens(blocks(16)), lab.name("program")
+        await lab.cached(prompt, program)
+        await lab.order(lab.retain(program, blocks(8)))
+        await lab.fill(CAPACITY_TOKENS - blocks(8) - ROOM_TOKENS)
+        assert await lab.cached(prompt, program) == blocks(8)
+
+    async def test_kv_at_or_below_the_price_goes(self, lab: Lab) -> None:
+        cheap, dear = lab.name("program"), lab.name("program")
+        prompts = {program: lab.tokens(blocks(16)) for program in (cheap, dear)}
+        for program, prompt in prompts.items():
+            await lab.cached(prompt, program)
+        await lab.order(lab.terms(device_price=2.0), lab.retain(cheap, 999, 2.0), lab.retain(dear, 999, 3.0))
+        await lab.fill(CAPACITY_TOKENS - blocks(16) - ROOM_TOKENS)
+        assert await lab.cached(prompts[dear], dear) == cached_at_most(prompts[dear])
+        assert await lab.cached(prompts[cheap], cheap) <= BLOCK_TOKENS
+
+    async def test_reports_account_for_all_memory_and_work(self, lab: Lab) -> None:
+        """After a call of its own: what the one before computed may be reported later than it ends."""
+        program, earlier = lab.name("program"), lab.name("program")
+        await lab.cached(lab.tokens(blocks(1)), earlier)
+        await lab.until(lambda seen: held_of(seen, earlier) == blocks(1) and seen[-1].running == 0)
+        known = len(lab.reports)
+        await lab.call(lab.tokens(blocks(5)), program=program, output=20).finished()
+        await lab.until(lambda seen: len(seen) > known and seen[-1].running == 0)
+        new = lab.reports[known:]
+        assert sum(report.prefilled_tokens for report in new) == blocks(5)
+        assert sum(report.decoded_tokens for report in new) == 20
+        assert sum(report.step_s for report in new) > 0
+        assert new[-1].free_tokens + new[-1].evictable_tokens == CAPACITY_TOKENS
+        assert held_of(new, program) == blocks(6)
+
     async def test_the_kv_of_an_aborted_call_stays_as_cache(self, lab: Lab) -> None:
         prompt = lab.tokens(100)
         run = lab.call(prompt, output=700)
         await run.reached(FirstToken)
+        await lab.until(lambda seen: bool(seen) and seen[-1].running == 1)
         await run.hang_up()
         # SGLang notices in its own time that a client is gone.
-        await lab.until(lambda reports: reports[-1].running == 0)
+        await lab.until(lambda seen: seen[-1].running == 0)
         assert await lab.cached(prompt) == cached_at_most(prompt)

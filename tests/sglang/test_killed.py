@@ -16,7 +16,9 @@ from tests.sglang.serving import before, body, call, first_token, held
 
 pytestmark = pytest.mark.timeout(400)
 
-PROGRAMS = 6
+PROGRAMS = 3
+PROMPT_TOKENS, OUTPUT_TOKENS = 150, 600
+"""All programs have room at once, and would answer for half a minute."""
 
 
 @asynccontextmanager
@@ -39,7 +41,7 @@ async def slow_server(model: Path) -> AsyncIterator[SglangServer]:
 async def streamed(served: Served, program: str, seed: int, begun: asyncio.Semaphore) -> str:
     """How the stream of a long answer ends; ``begun`` when it has begun."""
     headers = {"x-agentsched-program": program}
-    asked = body(300, seed=seed, output=500, stream=True)
+    asked = body(PROMPT_TOKENS, seed=seed, output=OUTPUT_TOKENS, stream=True)
     async with served.http.post(served.url + "/v1/completions", json=asked, headers=headers) as answer:
         assert answer.status == 200
         await first_token(answer)
@@ -54,7 +56,7 @@ async def streamed(served: Served, program: str, seed: int, begun: asyncio.Semap
 async def whole(served: Served, program: str, seed: int) -> str:
     """How an answer that is not streamed ends."""
     headers = {"x-agentsched-program": program}
-    asked = body(300, seed=seed, output=500)
+    asked = body(PROMPT_TOKENS, seed=seed, output=OUTPUT_TOKENS)
     async with served.http.post(served.url + "/v1/completions", json=asked, headers=headers) as answer:
         if answer.status == 200:
             return "answer"
@@ -65,7 +67,7 @@ async def whole(served: Served, program: str, seed: int) -> str:
 
 async def test_every_client_hears_of_it_and_programs_go_on_later(model: Path, sockets: None) -> None:
     async with slow_server(model) as server, before(server) as served:
-        await call(served, "p0", 250, seed=50)
+        await call(served, "p0", 100, seed=50)
         first = next(iter(served.daemon.engines.values()))
         begun = asyncio.Semaphore(0)
         streams = [

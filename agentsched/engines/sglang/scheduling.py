@@ -99,6 +99,8 @@ class Loop:
         if batch.forward_mode.is_extend():
             self._prefilled_tokens += int(batch.extend_num_tokens or 0)
             for request, start, count in zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True):
+                # With the end of a prompt comes the first token.
+                self._decoded_tokens += start + count >= len(request.origin_input_ids)
                 if program := program_of(request):
                     self._cache.retained.computed(program, request.origin_input_ids, start, count)
         else:
