@@ -28,7 +28,7 @@ from agentsched.workloads.sglang_server import PLUGIN, WITHOUT_PLUGINS, Limits, 
 T = TypeVar("T")
 
 WANT = 0.05
-_CALLS, _AT_ONCE = 32, 8
+_CALLS, _AT_ONCE = 64, 8
 _PROMPT_TOKENS, _OUTPUT_TOKENS = 1_536, 24
 _COMPARED, _COMPARED_OUTPUT_TOKENS = 6, 48
 
