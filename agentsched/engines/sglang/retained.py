@@ -88,8 +88,7 @@ class Retained:
         self._changed()
 
     def gone(self, number: int, tokens: int, last: Sequence[int] = ()) -> None:
-        """A node was evicted, owned or not. ``last``: its last tokens, some
-        ``recomputing.LAST_TOKENS`` of them."""
+        """A node was evicted, owned or not. ``last``: its last tokens (``recomputing.LAST_TOKENS``)."""
         self._evicted_tokens += tokens
         node = self._nodes.pop(number, None)
         if node is None:

@@ -98,7 +98,8 @@ class Loop:
         self._step_s += time.monotonic() - self._turn_s
         if batch.forward_mode.is_extend():
             self._prefilled_tokens += int(batch.extend_num_tokens or 0)
-            for request, start, count in zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True):
+            # Not strict: a miscount is no reason to end the server.
+            for request, start, count in zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=False):
                 # With the end of a prompt comes the first token.
                 self._decoded_tokens += start + count >= len(request.origin_input_ids)
                 if program := program_of(request):
