@@ -42,7 +42,8 @@ class Overhead:
 
     def change(self, name: str) -> Ratio:
         """Of a server's CPU a token over stock's, round by round."""
-        found = ratio(*(dict(enumerate(self.cpu_token_s[server])) for server in (name, "stock")))
+        ours, stock = (dict(enumerate(self.cpu_token_s[server])) for server in (name, "stock"))
+        found = ratio(ours, stock)
         assert found is not None, "computing takes time"
         return found
 
