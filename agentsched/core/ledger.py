@@ -150,6 +150,10 @@ class Ledger:
             chain((f for _, _, f in endings[:at]), (forecast,), (f for _, _, f in endings[at:]))
         )
 
+    def forecasts(self) -> Iterator[Forecast]:
+        """Of who sits here, who ends last first."""
+        return (forecast for _, _, forecast in self._endings)
+
     def programs(self) -> Iterator[str]:
         """Who sits here."""
         return iter(self._forecasts)
