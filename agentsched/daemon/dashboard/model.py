@@ -134,9 +134,8 @@ class Model:
             known = self._following.get(waiting.program)
             assert known is not None
             known.row.waits = said
-            about = f"{waiting.cause} {waiting.behind}"
-            if about != known.told_wait:
-                known.told_wait = about
+            if waiting.cause != known.told_wait:
+                known.told_wait = waiting.cause
                 self._note(now, "wait", f"waits: {said}", waiting.program, "")
 
     def settle(self, now: float, state: State, on_host: Mapping[str, int]) -> None:

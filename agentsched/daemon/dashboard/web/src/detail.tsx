@@ -1,0 +1,147 @@
+// One program: facts, its execution graph, and what was decided about it.
+import type { VNode } from "preact";
+import { Decision, Figures } from "./side";
+import { sentence, type Standing, type Store } from "./store";
+import type { CallRow, ToolRow } from "./types";
+import { percent, seconds, tokens, toolName } from "./words";
+
+interface Props {
+  store: Store;
+  standing: Standing;
+  at_s: number;
+  live: boolean;
+  close(): void;
+  choose(program: string): void;
+}
+
+const CALLS = 40;
+const DECISIONS = 60;
+
+export function Detail(props: Props): VNode {
+  const { store, standing, at_s } = props;
+  const { row } = standing;
+  const said = store.itemsOf(row.program).filter((item) => item.at_s <= at_s).reverse();
+  const calls = row.calls.filter((call) => call.arrived_s <= at_s);
+  return (
+    <aside class="side detail" aria-label={`Program ${row.program}`}>
+      <header>
+        <h2 title={row.program}>{row.program}</h2>
+        <button type="button" class="plain" onClick={props.close} title="Close (Esc)" aria-label="Close">×</button>
+      </header>
+      <div class="scroll" tabIndex={0}>
+        <p class="now"><i class={`mark ${standing.doing}`} />{sentence(standing, at_s)}</p>
+        <Facts {...props} />
+        <Where standing={standing} />
+        <h3>Execution graph <small>calls ● and the tools ■ that their answers asked for, latest first</small></h3>
+        <ol class="aeg">
+          {[...calls].reverse().slice(0, CALLS).map((call, index) => (
+            <Call key={call.call} call={call} number={row.calls_done - (row.calls.length - calls.length) - index + live(calls)} at_s={at_s} live={props.live} tools={row.tools} last={index === Math.min(CALLS, calls.length) - 1} />
+          ))}
+        </ol>
+        {calls.length > CALLS && <p class="quiet">{calls.length - CALLS} earlier calls are not drawn.</p>}
+        {calls.length === 0 && <p class="quiet">It has made no call yet.</p>}
+        <h3>What was decided about it</h3>
+        <div class="own">
+          {said.slice(0, DECISIONS).map((item) => <Decision key={item.number} item={item} store={store} />)}
+        </div>
+        {said.length === 0 && <p class="quiet">Nothing in the time that is known.</p>}
+      </div>
+    </aside>
+  );
+}
+
+function live(calls: CallRow[]): number {
+  return calls.filter((call) => call.ended_s === undefined).length;
+}
+
+function Facts({ standing, at_s, store, choose }: Props): VNode {
+  const { row } = standing;
+  const recomputed = row.calls.reduce((sum, call) => sum + (call.recomputed_tokens ?? 0), 0);
+  const facts: [string, string | VNode][] = [
+    ["tenant", row.tenant || "not told"],
+    ["age", seconds((row.ended_s !== null && row.ended_s < at_s ? row.ended_s : at_s) - row.opened_s)],
+    ["calls", `${row.calls_done}${row.expected_calls ? ` of ${row.expected_calls} announced` : ", how many in all is not told"}`],
+    ["place", row.seat ?? (row.ended_s === null ? "none: its calls wait" : "none")],
+    ["tools run", row.host || "where the agent does"],
+  ];
+  if (row.parent) facts.push(["begun by", store.programs.has(row.parent) ? <a onClick={() => choose(row.parent)}>{row.parent}</a> : row.parent]);
+  if (row.due_s !== null) facts.push(["due in", row.due_s > at_s ? seconds(row.due_s - at_s) : `${seconds(at_s - row.due_s)} ago`]);
+  if (recomputed > 0) facts.push(["read again", `${tokens(recomputed)} tokens that had been held once`]);
+  if (row.why) facts.push(["because", row.why]);
+  return (
+    <dl class="facts">
+      {facts.map(([name, value]) => (
+        <div key={name}><dt>{name}</dt><dd>{value}</dd></div>
+      ))}
+    </dl>
+  );
+}
+
+function Where({ standing }: { standing: Standing }): VNode {
+  const [, device, host, context] = standing.kept;
+  const whole = Math.max(context, device + host, 1);
+  const nowhere = Math.max(0, context - device - host);
+  return (
+    <div class="where">
+      <div class="bar" role="img" aria-label={`${percent(device / whole)} of its context is on the device`}>
+        <i class="device" style={{ width: `${(100 * device) / whole}%` }} />
+        <i class="host" style={{ width: `${(100 * host) / whole}%` }} />
+      </div>
+      <p>
+        <i class="swatch device" />{tokens(device)} on the device
+        <i class="swatch host" />{tokens(host)} in host memory
+        <i class="swatch nowhere" />{tokens(nowhere)} to be read again
+      </p>
+    </div>
+  );
+}
+
+interface CallProps {
+  call: CallRow;
+  number: number;
+  at_s: number;
+  live: boolean;
+  tools: ToolRow[];
+  last: boolean;
+}
+
+function Call({ call, number, at_s, live, tools, last }: CallProps): VNode {
+  const asked = (call.asks ?? []).map((id) => tools.find((tool) => tool.tool_call === id)).filter((tool) => tool !== undefined && tool.began_s <= at_s) as ToolRow[];
+  const end_s = call.ended_s !== undefined && call.ended_s <= at_s ? call.ended_s : undefined;
+  const until = (time: number | undefined): number => Math.min(time ?? end_s ?? at_s, at_s);
+  const sent = until(call.sent_s ?? call.started_s);
+  const started = Math.max(sent, until(call.started_s));
+  const token = Math.max(started, until(call.first_token_s));
+  const stop = Math.max(token, end_s ?? at_s);
+  const parts: [string, number][] = [
+    ["gateway", sent - call.arrived_s], ["queue", started - sent], ["prefill", token - started], ["decode", stop - token],
+  ];
+  const whole = Math.max(1e-9, stop - call.arrived_s);
+  return (
+    <li class={`${last ? "last" : ""} ${call.failed ? "failed" : ""}`}>
+      <div class="call">
+        <b>call {number}</b>
+        <span>{tokens(call.prompt_tokens)} in{call.cached_tokens ? `, ${percent(call.cached_tokens / Math.max(1, call.prompt_tokens))} held` : ""}{call.output_tokens ? `, ${tokens(call.output_tokens)} out` : ""}</span>
+        <time>{seconds(whole)}</time>
+        <div class="split" title={parts.map(([name, length]) => `${name} ${seconds(length)}`).join(", ")}>
+          {parts.map(([name, length]) => <i key={name} class={name} style={{ width: `${(100 * length) / whole}%` }} />)}
+        </div>
+        {call.failed && <p class="bad">{call.failed}</p>}
+      </div>
+      {asked.map((tool) => <Tool key={tool.tool_call} tool={tool} at_s={at_s} live={live} />)}
+    </li>
+  );
+}
+
+function Tool({ tool, at_s, live }: { tool: ToolRow; at_s: number; live: boolean }): VNode {
+  const over = tool.ended_s !== undefined && tool.ended_s <= at_s;
+  const bad = over && tool.exit_status !== undefined && tool.exit_status !== 0;
+  return (
+    <div class={`asked ${over ? "" : "open"} ${bad ? "bad" : ""}`}>
+      <b>{toolName(tool)}</b>
+      <time>{seconds((over ? tool.ended_s! : at_s) - tool.began_s)}</time>
+      {bad && <span class="bad">exit {tool.exit_status}</span>}
+      {over ? (tool.told ? <small>{(tool.cpu_s ?? 0).toFixed(1)} s CPU{tool.memory_bytes ? `, ${(tool.memory_bytes / 1e6).toFixed(0)} MB` : ""}</small> : <small>no figures told</small>) : <Figures tool={tool} live={live} />}
+    </div>
+  );
+}
