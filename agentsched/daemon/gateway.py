@@ -77,7 +77,7 @@ class Gateway:
     ) -> web.Application:
         """The aiohttp application, ready for a runner (with ``handler_cancellation``); ``operations`` are the
         daemon's own endpoints, ``pages`` are for people."""
-        middlewares: list[Middleware] = [_errors, self._admit]
+        middlewares: list[Middleware] = [errors_told, self._admit]
         app = web.Application(client_max_size=body_limit_bytes, middlewares=middlewares)
         for base in ("", PROGRAM_PATH):
             app.add_routes(self._agents_routes(base))
@@ -238,7 +238,7 @@ def _origin(http: web.Request, request: Request) -> Origin:
 
 
 @web.middleware
-async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
+async def errors_told(request: web.Request, handler: _Handler) -> web.StreamResponse:
     """Every failure in the format of the API that the client speaks."""
     allowed: str | None = None
     try:

@@ -231,7 +231,7 @@ class Daemon:
         gate = Gate()
         meter = ChargesMeter(self.accounts.charges, self.accounts.slo_ttft_s)
         tenancies = Tenancies(self.accounts, self._make_identities)
-        self._live = Live(core, self._programs, settings.policy)
+        self._live = Live(core, self._programs, settings.policy, logged=log is not None)
         watchers: list[Watcher] = [self._programs, metrics, meter, self._live, *self._watchers]
         self._keeper: Keeper | None = None
         if database is not None:

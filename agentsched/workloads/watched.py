@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -19,7 +19,7 @@ from agentsched.core.log import Entry
 from agentsched.daemon.access import VIEWER, Viewer
 from agentsched.daemon.dashboard.live import Live
 from agentsched.daemon.dashboard.pages import Pages
-from agentsched.daemon.gateway import _errors as errors
+from agentsched.daemon.gateway import errors_told
 from agentsched.daemon.programs import Programs
 from agentsched.workloads.simulate import Options, play
 
@@ -74,7 +74,7 @@ class Watched:
     @asynccontextmanager
     async def served(self, *, still: bool = False) -> AsyncIterator[str]:
         """The page's URL. ``still``: time does not go on."""
-        app = web.Application(middlewares=[errors, _all_seeing])
+        app = web.Application(middlewares=[errors_told, _all_seeing])
         app.add_routes(Pages(self.live, None).routes())
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
@@ -92,12 +92,11 @@ class Watched:
 
 
 @web.middleware
-async def _all_seeing(http: web.Request, handler: object) -> web.StreamResponse:
+async def _all_seeing(
+    http: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
     http[VIEWER] = Viewer(None)
-    assert callable(handler)
-    answer = await handler(http)
-    assert isinstance(answer, web.StreamResponse)
-    return answer
+    return await handler(http)
 
 
 def _drop(entry: Entry) -> None:

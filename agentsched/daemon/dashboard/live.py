@@ -99,11 +99,13 @@ class Live:
         programs: Programs,
         policy: str,
         *,
+        logged: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._core = core
         self._programs = programs
         self._policy = policy
+        self._logged = logged
         self._clock = clock
         self._recent: deque[tuple[float, ev.AnyEvent, Sequence[de.AnyDecision]]] = deque(maxlen=RECENT)
         self._seen = 0
@@ -128,7 +130,7 @@ class Live:
         """Everything that this scope shows, as of now."""
         model = self._wake()
         self._tick()
-        view = model.view(time.time())
+        view = model.view(time.time(), logged=self._logged)
         return view if scope.tenant is None else view_of(view, scope.tenant, scope.outside)
 
     def join(self, scope: Scope, last: str, cut: Callable[[], None]) -> Client:

@@ -33,6 +33,7 @@ FEW_TOKENS = 64
 """Less than this comes and goes as blocks are filled."""
 
 GAUGE_S = 1.0
+SAME_MOVE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +94,9 @@ class Model:
         self._engines: dict[str, _Engine] = {}
         self._hosts: dict[str, HostRow] = {}
         self._items: deque[Item] = deque(maxlen=self._keep.items)
-        self._new_items: list[Item] = []
+        self._new_items: dict[int, Item] = {}
+        self._moves: dict[tuple[str, str], tuple[Item, int]] = {}
+        """The latest moves of a program's KV, by kind, and of how many tokens they are."""
         self._numbered = 0
         self._engaged = True
         self.since_s: float | None = None
@@ -155,7 +158,7 @@ class Model:
 
     def _note(
         self, now: float, kind: str, text: str, program: str, engine: str, *, advice: bool = False
-    ) -> None:
+    ) -> Item:
         self._numbered += 1
         known = self._following.programs.get(program)
         item = Item(
@@ -169,7 +172,8 @@ class Model:
             advice=advice,
         )
         self._items.append(item)
-        self._new_items.append(item)
+        self._new_items[item.number] = item
+        return item
 
     def _note_event(self, now: float, event: ev.AnyEvent, subject: Followed | None) -> None:
         match event:
@@ -238,17 +242,27 @@ class Model:
 
     def _moved(self, now: float, engine: _Engine, subject: Followed, device: int, host: int) -> None:
         """By how many tokens its parts grew."""
-        row, name = subject.row, engine.row.engine
         if device <= -FEW_TOKENS and host >= FEW_TOKENS:
-            text = f"{words.tokens(min(-device, host))} tokens moved to host memory"
-            self._note(now, "demote", text, row.program, name)
+            self._move(now, "demote", min(-device, host), engine, subject)
         elif device <= -FEW_TOKENS:
-            left = subject.device_tokens
-            text = words.evicted(-device, left, _worth(subject.order, left, now), engine.row.price)
-            self._note(now, "evict", text, row.program, name)
+            self._move(now, "evict", -device, engine, subject)
         elif host <= -FEW_TOKENS and device >= FEW_TOKENS:
-            text = f"{words.tokens(min(device, -host))} tokens came back from host memory"
-            self._note(now, "restore", text, row.program, name)
+            self._move(now, "restore", min(device, -host), engine, subject)
+
+    def _move(self, now: float, kind: str, tokens: int, engine: _Engine, subject: Followed) -> None:
+        """One line for what an engine moves bit by bit."""
+        program = subject.row.program
+        before, moved = self._moves.get((program, kind), (None, 0))
+        if before is None or now > before.at_s + SAME_MOVE_S:
+            before, moved = self._note(now, kind, "", program, engine.row.engine), 0
+        moved += tokens
+        left = subject.device_tokens
+        if kind == "evict":
+            before.text = words.evicted(moved, left, _worth(subject.order, left, now), engine.row.price)
+        else:
+            before.text = words.moved(moved, left, to_host=kind == "demote")
+        self._new_items[before.number] = before
+        self._moves[program, kind] = (before, moved)
 
     # What is shown
 
@@ -263,19 +277,23 @@ class Model:
         for known in self._following.changed():
             programs.append(known.news())
             self._following.trim(known)
-        items, self._new_items = self._new_items, []
+        items, self._new_items = self._new_items, {}
+        gone = self._following.forget(self.now - self._keep.ended_s)
+        self._moves = {
+            about: move for about, move in self._moves.items() if move[0].at_s + SAME_MOVE_S > self.now
+        }
         return Delta(
             at_s=self.now,
             engaged=self._engaged,
             pace_s=self._following.pace_s,
             programs=programs,
-            gone=self._following.forget(self.now - self._keep.ended_s),
-            items=items,
+            gone=gone,
+            items=list(items.values()),
             engines=[self._engine_news(engine) for engine in self._engines.values()],
             hosts=list(self._hosts.values()),
         )
 
-    def view(self, unix_s: float, notes: Sequence[str] = ()) -> View:
+    def view(self, unix_s: float, notes: Sequence[str] = (), *, logged: bool = False) -> View:
         """Everything; ``unix_s`` is now on the wall clock."""
         return View(
             agentsched=__version__,
@@ -290,6 +308,7 @@ class Model:
             engines=[engine.row for engine in self._engines.values()],
             hosts=list(self._hosts.values()),
             notes=list(notes),
+            logged=logged,
         )
 
     def _engine_news(self, engine: _Engine) -> EngineRow:

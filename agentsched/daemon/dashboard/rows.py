@@ -163,7 +163,8 @@ class Delta(msgspec.Struct, kw_only=True):
 
 class View(msgspec.Struct, kw_only=True):
     """Everything from ``since_s`` to ``at_s``, which is ``unix_s`` on the wall clock. ``scope``: the tenant
-    whose it is; None: all. ``notes``: what a reader should know of it."""
+    whose it is; None: all. ``notes``: what a reader should know of it. ``logged``: there is an event log that
+    has what was before."""
 
     agentsched: str
     policy: str
@@ -178,4 +179,5 @@ class View(msgspec.Struct, kw_only=True):
     hosts: list[HostRow]
     scope: str | None = None
     notes: list[str] = []
+    logged: bool = False
     format: int = FORMAT

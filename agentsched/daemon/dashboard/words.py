@@ -95,6 +95,17 @@ def evicted(count: int, left: int, value: float | None, price: float | None) -> 
     return said
 
 
+def moved(count: int, left: int, *, to_host: bool) -> str:
+    """Between the device, where ``left`` tokens are now, and host memory."""
+    if to_host:
+        return (
+            f"the engine moved {tokens(count)} tail tokens to host memory, {tokens(left)} stay on the device"
+        )
+    return (
+        f"the engine brought {tokens(count)} tokens back from host memory, {tokens(left)} are on the device"
+    )
+
+
 def wait(waiting: Wait, host: str, pace_s: float | None) -> str:
     """Why it waits for a place. ``pace_s``: seconds from call to call."""
     match waiting.cause:

@@ -73,7 +73,7 @@ function Live(): VNode | null {
   return (
     <App
       key={past ? "past" : "live"} store={shown} version={version} connection={connection} loading={loading}
-      earlier={past ? undefined : (from_s) => void earlier(from_s)} leave={past ? () => setPast(null) : undefined}
+      earlier={past || !shown.view.logged ? undefined : (from_s) => void earlier(from_s)} leave={past ? () => setPast(null) : undefined}
     />
   );
 }

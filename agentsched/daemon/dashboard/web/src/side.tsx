@@ -82,7 +82,7 @@ export function Decision(props: { item: Item; store: Store; choose?(program: str
   const known = item.program !== undefined && store.programs.has(item.program);
   const group = KINDS.find((kind) => kind.kinds.includes(item.kind))?.kind ?? "events";
   return (
-    <div class={`decision ${known ? "" : "past"}`} title={item.text} onClick={() => known && choose?.(item.program!)}>
+    <div class={`decision ${known ? "" : "gone"}`} title={item.text} onClick={() => known && choose?.(item.program!)}>
       <time>{clock(store.unix(item.at_s))}</time>
       <i class={`kind ${group} ${item.kind}`} />
       <b title={item.program}>{choose === undefined ? "" : item.program ? short(item.program) : (item.engine ?? "")}</b>
@@ -175,7 +175,7 @@ function Host(props: { name: string; limit: number | undefined; tools: Running[]
   const untold = tools.length - told.length;
   const largest = [...told].sort((a, b) => (b.tool.memory_bytes ?? 0) - (a.tool.memory_bytes ?? 0)).slice(0, 6);
   return (
-    <section class="host">
+    <section class="tools-host">
       <h3>{name || "where agents run"}{!name && <small> no host told</small>}</h3>
       {limit !== undefined && (
         <div class="bar memory" title={`${bytes(memory)} of ${bytes(limit)}`}>

@@ -86,8 +86,11 @@ export class Store {
       this.byProgram.delete(name);
     }
     for (const item of delta.items) {
-      view.items.push(item);
-      this.index(item);
+      if (replace(view.items, item)) replace(this.itemsOf(item.program ?? ""), item);
+      else {
+        view.items.push(item);
+        this.index(item);
+      }
     }
     if (view.items.length > MOST.items + 500) view.items.splice(0, view.items.length - MOST.items);
     for (const news of delta.engines) this.patchEngine(news);
@@ -213,6 +216,17 @@ export function indexAt(list: (Span | Kept | Gauge)[], when: number): number {
     else high = middle;
   }
   return low - 1;
+}
+
+/** Put it in the place of one that it tells more of. */
+function replace(list: Item[], item: Item): boolean {
+  for (let at = list.length - 1; at >= 0 && list[at]!.number >= item.number; at--) {
+    if (list[at]!.number === item.number) {
+      list[at] = item;
+      return true;
+    }
+  }
+  return false;
 }
 
 function lastWhere<T>(list: T[], holds: (one: T) => boolean): T | undefined {

@@ -26,26 +26,33 @@ export function verdict(standing: EngineStanding): Verdict {
   const { row, gauge, recomputed } = standing;
   const [, used, , , , , , need, peak, bound] = gauge;
   const room = row.room_tokens ?? row.capacity_tokens;
-  const again = recomputed !== null && recomputed >= 0.05 ? ` In the last minute ${percent(recomputed)} of what it computed it had held before.` : "";
   if (peak === null || need === null) {
-    const says = `${tokens(used)} of ${tokens(row.capacity_tokens)} tokens are in use; what is to come was not predicted then.${again}`;
-    return { level: recomputed !== null && recomputed > 0.2 ? "bad" : "unknown", title: "Not predicted", says };
+    const says = `${tokens(used)} of ${tokens(row.capacity_tokens)} tokens are in use. What was to come is known from when somebody began to watch.`;
+    return { level: "unknown", title: "Nobody asked then", says };
   }
   const limit = bound ?? room;
   const spare = `${tokens(Math.abs(limit - peak))} tokens`;
   const foreseen = `Programs with a place will need ${tokens(peak)} at their peak, it is predicted`;
-  const limits = bound === null || Math.abs(bound - room) < 0.01 * room
-    ? `there is room for ${tokens(room)}`
-    : `${tokens(bound)} are allowed in ${tokens(room)} of room, since peaks seldom meet`;
-  if (need > room || (recomputed !== null && recomputed > 0.2))
-    return { level: "bad", title: "Over the edge", says: `Programs hold ${tokens(need)} of ${tokens(room)} tokens. ${foreseen}.${again}` };
+  if (recomputed !== null && recomputed > 0.5)
+    return { level: "bad", title: "Over the edge: most of what is read had been read before", says: `${foreseen}; there is room for ${tokens(room)}.` };
+  if (need > room)
+    return { level: "bad", title: "Over the edge", says: `Programs hold ${tokens(need)} and there is room for ${tokens(room)}. ${foreseen}.` };
   if (bound === null && peak > room)
-    return { level: "bad", title: `Heading over the edge by ${spare}`, says: `${foreseen}; ${limits}, and this policy holds nobody back.${again}` };
-  if (peak > limit)
-    return { level: "near", title: "At the edge, so nobody new is let in", says: `${foreseen}; ${limits}.${again}` };
-  if (peak > 0.85 * limit)
-    return { level: "near", title: `Near the edge, ${spare} to spare`, says: `${foreseen}; ${limits}.${again}` };
-  return { level: "good", title: `Far from the edge, ${spare} to spare`, says: `${foreseen}; ${limits}.${again}` };
+    return { level: "bad", title: `Heading over the edge by ${spare}`, says: `${foreseen}; there is room for ${tokens(room)}, and this policy holds nobody back.` };
+  const says = `${foreseen}; ${allowed(bound, room)}.`;
+  if (peak > limit) return { level: "near", title: "At the edge, so nobody new is let in", says };
+  if (peak > 0.85 * limit) return { level: "near", title: `Near the edge, ${spare} to spare`, says };
+  return { level: "good", title: `Far from the edge, ${spare} to spare`, says };
+}
+
+function allowed(bound: number | null, room: number): string {
+  if (bound === null || Math.abs(bound - room) < 0.01 * room) return `there is room for ${tokens(room)}`;
+  if (bound > room) return `${tokens(bound)} are allowed in ${tokens(room)} of room, since peaks seldom meet`;
+  return `${tokens(bound)} are allowed of ${tokens(room)}, since contexts outgrew the room lately`;
+}
+
+function repeated({ recomputed }: EngineStanding): string {
+  return recomputed !== null && recomputed >= 0.01 ? `; ${percent(recomputed)} of the last minute's reading was done before` : "";
 }
 
 const ORDER: Level[] = ["bad", "near", "unknown", "good"];
@@ -66,7 +73,7 @@ function Cliff(props: { store: Store; moment: Moment }): VNode {
       </h2>
       <p class="verdict"><b>{worst.verdict.title}.</b> {worst.verdict.says}</p>
       <Ruler standing={worst.standing} />
-      <Past gauges={worst.standing.row.gauges} capacity={worst.standing.row.capacity_tokens} at_s={moment.at_s} />
+      <Past gauges={worst.standing.row.gauges} capacity={worst.standing.row.capacity_tokens} at_s={moment.at_s} again={repeated(worst.standing)} />
     </section>
   );
 }
@@ -91,7 +98,7 @@ function Ruler({ standing }: { standing: EngineStanding }): VNode {
       </div>
       <div class="legend">
         <span><i class="used" />in use {tokens(used)}</span>
-        {peak !== null && <span><i class="peak" />peak to come {tokens(peak)}</span>}
+        {peak !== null && <span><i class="peak" />peak {tokens(peak)}</span>}
         {bound !== null && <span><i class="bound" />allowed {tokens(bound)}</span>}
         <span><i class="edge" />capacity {tokens(row.capacity_tokens)}</span>
       </div>
@@ -102,7 +109,7 @@ function Ruler({ standing }: { standing: EngineStanding }): VNode {
 const PAST_S = 600;
 
 /** Use and predicted peak in the last minutes. */
-function Past(props: { gauges: Gauge[]; capacity: number; at_s: number }): VNode | null {
+function Past(props: { gauges: Gauge[]; capacity: number; at_s: number; again: string }): VNode | null {
   const { gauges, at_s } = props;
   const seen = gauges.filter((gauge) => gauge[0] >= at_s - PAST_S && gauge[0] <= at_s);
   if (seen.length < 3) return null;
@@ -115,13 +122,13 @@ function Past(props: { gauges: Gauge[]; capacity: number; at_s: number }): VNode
   const line = (index: 1 | 8): string =>
     points.filter((gauge) => gauge[index] !== null).map((gauge) => `${x(gauge)},${y(gauge[index] as number)}`).join(" ");
   return (
-    <figure class="past">
+    <figure class="history">
       <svg viewBox="0 0 300 34" preserveAspectRatio="none" aria-hidden="true">
         <line x1="0" x2="300" y1={y(props.capacity)} y2={y(props.capacity)} class="edge" />
         <polyline points={line(8)} class="peak" />
         <polyline points={line(1)} class="used" />
       </svg>
-      <figcaption>last {seconds(at_s - from_s)}</figcaption>
+      <figcaption>last {seconds(at_s - from_s)}{props.again}</figcaption>
     </figure>
   );
 }
@@ -162,7 +169,7 @@ function Holders(props: { store: Store; moment: Moment; choose(program: string):
         {holding.slice(0, 4).map((standing) => (
           <li key={standing.row.program} onClick={() => props.choose(standing.row.program)}>
             <i class={`mark ${standing.doing}`} />
-            <b title={standing.row.program}>{short(standing.row.program, 21)}</b>
+            <b title={standing.row.program}>{short(standing.row.program, 19)}</b>
             <span>{tokens(standing.kept[1])}</span>
             <em>{percent(standing.kept[1] / whole)}</em>
             <small>{DOING[standing.doing].name}</small>
@@ -218,7 +225,7 @@ function Waiting(props: { store: Store; moment: Moment; choose(program: string):
       <ul class="rows">
         {waiting.slice(0, 2).map((standing) => (
           <li key={standing.row.program} class="wait" onClick={() => props.choose(standing.row.program)} title={standing.waits}>
-            <p><i class="mark gateway" /> <b>{short(standing.row.program, 24)}</b> has waited <span>{seconds(moment.at_s - standing.since_s)}</span>: {standing.waits || "its turn has not come"}</p>
+            <p><i class="mark gateway" /> <b>{short(standing.row.program, 24)}</b> has waited <span>{seconds(moment.at_s - standing.since_s)}</span>: {standing.waits || (moment.live ? "its turn has not come" : "nobody asked why then")}</p>
           </li>
         ))}
         {waiting.length > 2 && <li class="more">{waiting.length - 2} more wait for a place</li>}

@@ -27,9 +27,10 @@ export function Timeline(props: Props): VNode {
   const palette = useRef<Colours | null>(null);
   const [hint, setHint] = useState<{ x: number; y: number; text: string } | null>(null);
   const scale: Scale = { from_s: at_s - span_s, to_s: at_s };
-  const step = tickStep(span_s, 6);
+  const step = tickStep(span_s, window.innerWidth < 820 ? 2 : props.live ? 6 : 4);
   const ticks: number[] = [];
   for (let back = step; back < span_s; back += step) ticks.push(at_s - back);
+  const named = ticks.filter((tick) => at_s - tick > 0.14 * span_s && tick - scale.from_s > 0.05 * span_s);
 
   const draw = (): void => {
     const { first, end, offset_px } = sight.current;
@@ -68,7 +69,7 @@ export function Timeline(props: Props): VNode {
         <span class="what">{props.live ? "now" : "then"}</span>
         <span class="kv">KV held</span>
         <span class="when">
-          {ticks.map((tick) => (
+          {named.map((tick) => (
             <i key={tick - at_s} style={{ left: `${(100 * (tick - scale.from_s)) / span_s}%` }}>
               {props.live ? `−${seconds(at_s - tick).replace(".0", "")}` : clock(store.unix(tick))}
             </i>

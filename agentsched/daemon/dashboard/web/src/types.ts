@@ -110,5 +110,6 @@ export interface View extends Omit<Delta, "gone"> {
   since_s: number;
   scope: string | null;
   notes: string[];
+  logged: boolean;
   format: number;
 }

@@ -24,7 +24,7 @@ export function bytes(count: number): string {
 export const percent = (share: number): string => `${(100 * share).toFixed(0)} %`;
 
 export const DOING: Record<Doing, { brief: string; name: string; says: string }> = {
-  gateway: { brief: "no place yet", name: "waits for a place", says: "Its call is held at the gateway until its program is let in" },
+  gateway: { brief: "no place", name: "waits for a place", says: "Its call is held at the gateway until its program is let in" },
   queue: { brief: "queued", name: "queued in engine", says: "Let in; the engine has not begun its call yet" },
   prefill: { brief: "reading", name: "reads its prompt", says: "The engine computes what of the prompt it does not hold (prefill)" },
   decode: { brief: "writing", name: "writes its answer", says: "The engine produces tokens (decode)" },
