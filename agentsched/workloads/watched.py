@@ -93,10 +93,10 @@ class Watched:
 
 @web.middleware
 async def _all_seeing(
-    http: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    http[VIEWER] = Viewer(None)
-    return await handler(http)
+    request[VIEWER] = Viewer(None)
+    return await handler(request)
 
 
 def _drop(entry: Entry) -> None:

@@ -203,7 +203,7 @@ class Live:
         now = self._clock()
         on_host = {name: view.held_host_tokens for name, view in self._programs.open.items()}
         model.settle(now, self._core.state, on_host)
-        model.look(now, self._core)
+        model.look(now, self._core, first=True)
         self._looked_s = now
 
     async def _run(self) -> None:

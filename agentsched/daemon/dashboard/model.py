@@ -62,26 +62,29 @@ class _Engine:
     new_gauges: int = 0
 
     def measure(self, now: float) -> None:
-        """A gauge, if the last one is of long enough ago."""
-        gauges = self.row.gauges
-        if gauges and now < gauges[-1].at_s + GAUGE_S:
+        """A gauge, if the last one is of long enough ago, or was without what is expected."""
+        gauges, seen = self.row.gauges, self.outlook
+        recent = bool(gauges) and now < gauges[-1].at_s + GAUGE_S
+        if recent and (seen is None or gauges[-1].need_tokens is not None):
             return
-        seen = self.outlook
-        gauges.append(
-            Gauge(
-                now,
-                self.used_tokens,
-                self.running,
-                self.queued,
-                self.prefilled_tokens,
-                self.recomputed_tokens,
-                self.evicted_tokens,
-                None if seen is None else seen.need_tokens,
-                None if seen is None else round(seen.peak.tokens),
-                None if seen is None or seen.bound_tokens is None else round(seen.bound_tokens),
-            )
+        gauge = Gauge(
+            gauges[-1].at_s if recent else now,
+            self.used_tokens,
+            self.running,
+            self.queued,
+            self.prefilled_tokens,
+            self.recomputed_tokens,
+            self.evicted_tokens,
+            None if seen is None else seen.need_tokens,
+            None if seen is None else round(seen.peak.tokens),
+            None if seen is None or seen.bound_tokens is None else round(seen.bound_tokens),
         )
-        self.new_gauges += 1
+        if recent:
+            gauges[-1] = gauge
+            self.new_gauges = max(1, self.new_gauges)
+        else:
+            gauges.append(gauge)
+            self.new_gauges += 1
 
 
 class Model:
@@ -118,8 +121,8 @@ class Model:
             kind = "terms" if isinstance(said, de.EngineTerms) else type(said).__name__.lower()
             self._note(now, kind, words.decision(said, now), program, engine, advice=said.advice)
 
-    def look(self, now: float, core: Core) -> None:
-        """Take over what the core expects now."""
+    def look(self, now: float, core: Core, *, first: bool = False) -> None:
+        """Take over what the core expects now. ``first``: who waits has waited before, which is no news."""
         self.now = max(self.now, now)
         for seen in outlooks(core):
             engine = self._engines.get(seen.engine)
@@ -139,6 +142,8 @@ class Model:
             known.row.waits = said
             if waiting.cause != known.told_wait:
                 known.told_wait = waiting.cause
+                if first:
+                    continue
                 self._note(now, "wait", f"waits: {said}", waiting.program, "")
 
     def settle(self, now: float, state: State, on_host: Mapping[str, int]) -> None:

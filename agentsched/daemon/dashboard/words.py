@@ -88,7 +88,7 @@ def evicted(count: int, left: int, value: float | None, price: float | None) -> 
     said = f"the engine evicted {tokens(count)} tail tokens, {tokens(left)} stay"
     if not left:
         said = f"the engine evicted all {tokens(count)} tokens"
-    if value is not None:
+    if value is not None and value < MUCH:  # else it is no part of what its next call reads
         said += f": worth {worth(value)}"
         if price is not None:
             said += f", price {worth(price)}"

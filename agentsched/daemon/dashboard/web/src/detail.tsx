@@ -88,9 +88,9 @@ function Where({ standing }: { standing: Standing }): VNode {
         <i class="host" style={{ width: `${(100 * host) / whole}%` }} />
       </div>
       <p>
-        <i class="swatch device" />{tokens(device)} on the device
-        <i class="swatch host" />{tokens(host)} in host memory
-        <i class="swatch nowhere" />{tokens(nowhere)} to be read again
+        <span><i class="swatch device" />{tokens(device)} on device</span>
+        <span><i class="swatch host" />{tokens(host)} in host memory</span>
+        <span><i class="swatch nowhere" />{tokens(nowhere)} to read again</span>
       </p>
     </div>
   );

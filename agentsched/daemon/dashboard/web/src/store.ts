@@ -17,8 +17,8 @@ export interface Standing {
 export interface EngineStanding {
   row: EngineRow;
   gauge: Gauge;
-  /** Of what was computed in the last minute, what had been held once. */
-  recomputed: number | null;
+  /** Of the prompt tokens read in the last minute, those that had been held once. */
+  recomputed: { share: number; tokens: number } | null;
 }
 
 export interface Moment {
@@ -234,10 +234,11 @@ function lastWhere<T>(list: T[], holds: (one: T) => boolean): T | undefined {
   return undefined;
 }
 
-function recomputed(gauges: Gauge[], now: Gauge): number | null {
+function recomputed(gauges: Gauge[], now: Gauge): EngineStanding["recomputed"] {
   const before = gauges[Math.max(0, indexAt(gauges, now[0] - 60))];
   if (before === undefined || now[4] - before[4] < 1) return null;
-  return (now[5] - before[5]) / (now[4] - before[4]);
+  const tokens = now[5] - before[5];
+  return { tokens, share: tokens / (now[4] - before[4]) };
 }
 
 function extend<T>(list: T[], news: T[], same: (a: T, b: T) => boolean, most: number): void {

@@ -33,7 +33,7 @@ export function verdict(standing: EngineStanding): Verdict {
   const limit = bound ?? room;
   const spare = `${tokens(Math.abs(limit - peak))} tokens`;
   const foreseen = `Programs with a place will need ${tokens(peak)} at their peak, it is predicted`;
-  if (recomputed !== null && recomputed > 0.5)
+  if (recomputed !== null && recomputed.share > 0.5 && recomputed.tokens > 0.5 * row.capacity_tokens)
     return { level: "bad", title: "Over the edge: most of what is read had been read before", says: `${foreseen}; there is room for ${tokens(room)}.` };
   if (need > room)
     return { level: "bad", title: "Over the edge", says: `Programs hold ${tokens(need)} and there is room for ${tokens(room)}. ${foreseen}.` };
@@ -52,7 +52,7 @@ function allowed(bound: number | null, room: number): string {
 }
 
 function repeated({ recomputed }: EngineStanding): string {
-  return recomputed !== null && recomputed >= 0.01 ? `; ${percent(recomputed)} of the last minute's reading was done before` : "";
+  return recomputed !== null && recomputed.share >= 0.01 ? `; of the last minute's reading ${percent(recomputed.share)} was repeated` : "";
 }
 
 const ORDER: Level[] = ["bad", "near", "unknown", "good"];
@@ -169,13 +169,13 @@ function Holders(props: { store: Store; moment: Moment; choose(program: string):
         {holding.slice(0, 4).map((standing) => (
           <li key={standing.row.program} onClick={() => props.choose(standing.row.program)}>
             <i class={`mark ${standing.doing}`} />
-            <b title={standing.row.program}>{short(standing.row.program, 19)}</b>
+            <b title={standing.row.program}>{short(standing.row.program, 30)}</b>
             <span>{tokens(standing.kept[1])}</span>
             <em>{percent(standing.kept[1] / whole)}</em>
             <small>{DOING[standing.doing].name}</small>
           </li>
         ))}
-        {holding.length > 4 && <li class="more"><i class="mark rest" />{holding.length - 4} {holding.length === 5 ? "other" : "others"}: {tokens(held - holding.slice(0, 4).reduce((sum, one) => sum + one.kept[1], 0))}{cached > 64 && <span class="cachedword">, {tokens(cached)} of ended programs</span>}</li>}
+        {holding.length > 4 && <li class="more"><i class="mark rest" /><span>{holding.length - 4} {holding.length === 5 ? "other" : "others"}: {tokens(held - holding.slice(0, 4).reduce((sum, one) => sum + one.kept[1], 0))}{cached > 64 && `, ${tokens(cached)} of ended programs`}</span></li>}
         {holding.length === 0 && <li class="more">Nothing is held.</li>}
       </ul>
       <Tenants programs={holding} whole={whole} />

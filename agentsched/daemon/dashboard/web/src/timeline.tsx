@@ -27,7 +27,7 @@ export function Timeline(props: Props): VNode {
   const palette = useRef<Colours | null>(null);
   const [hint, setHint] = useState<{ x: number; y: number; text: string } | null>(null);
   const scale: Scale = { from_s: at_s - span_s, to_s: at_s };
-  const step = tickStep(span_s, window.innerWidth < 820 ? 2 : props.live ? 6 : 4);
+  const step = tickStep(span_s, Math.max(1, Math.min(7, Math.floor((canvas.current?.clientWidth ?? 500) / (props.live ? 68 : 84)))));
   const ticks: number[] = [];
   for (let back = step; back < span_s; back += step) ticks.push(at_s - back);
   const named = ticks.filter((tick) => at_s - tick > 0.14 * span_s && tick - scale.from_s > 0.05 * span_s);
