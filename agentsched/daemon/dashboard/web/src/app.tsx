@@ -193,9 +193,8 @@ export function keptTheme(): string {
   }
 }
 
-function fitting(length_s: number): number {
-  return WINDOWS_S.find((window) => window >= length_s) ?? WINDOWS_S.at(-1)!;
-}
+/** All of what is recorded, with a little air. */
+const fitting = (length_s: number): number => Math.max(10, 1.02 * length_s);
 
 function inSight({ row, doing }: Standing, begin_s: number): boolean {
   return doing !== "ended" || row.ended_s! > begin_s;

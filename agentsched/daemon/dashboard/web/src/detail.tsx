@@ -22,6 +22,7 @@ export function Detail(props: Props): VNode {
   const { row } = standing;
   const said = store.itemsOf(row.program).filter((item) => item.at_s <= at_s).reverse();
   const calls = row.calls.filter((call) => call.arrived_s <= at_s);
+  const tools = asked(calls, row.tools.filter((tool) => tool.began_s <= at_s));
   return (
     <aside class="side detail" aria-label={`Program ${row.program}`}>
       <header>
@@ -35,7 +36,7 @@ export function Detail(props: Props): VNode {
         <h3>Execution graph <small>calls ● and the tools ■ that their answers asked for, latest first</small></h3>
         <ol class="aeg">
           {[...calls].reverse().slice(0, CALLS).map((call, index) => (
-            <Call key={call.call} call={call} number={row.calls_done - (row.calls.length - calls.length) - index + live(calls)} at_s={at_s} live={props.live} tools={row.tools} last={index === Math.min(CALLS, calls.length) - 1} />
+            <Call key={call.call} call={call} number={row.calls_done - (row.calls.length - calls.length) - index + live(calls)} at_s={at_s} live={props.live} tools={tools.get(call.call) ?? []} last={index === Math.min(CALLS, calls.length) - 1} />
           ))}
         </ol>
         {calls.length > CALLS && <p class="quiet">{calls.length - CALLS} earlier calls are not drawn.</p>}
@@ -96,6 +97,18 @@ function Where({ standing }: { standing: Standing }): VNode {
   );
 }
 
+/** Tool calls by the call whose answer asked for them; where that is not told, by the last one before. */
+function asked(calls: CallRow[], tools: ToolRow[]): Map<string, ToolRow[]> {
+  const byCall = new Map<string, ToolRow[]>();
+  for (const tool of tools) {
+    const call =
+      calls.find((one) => one.asks?.includes(tool.tool_call)) ??
+      calls.findLast((one) => one.ended_s !== undefined && one.ended_s <= tool.began_s + 0.001);
+    if (call !== undefined) byCall.set(call.call, [...(byCall.get(call.call) ?? []), tool]);
+  }
+  return byCall;
+}
+
 interface CallProps {
   call: CallRow;
   number: number;
@@ -106,7 +119,6 @@ interface CallProps {
 }
 
 function Call({ call, number, at_s, live, tools, last }: CallProps): VNode {
-  const asked = (call.asks ?? []).map((id) => tools.find((tool) => tool.tool_call === id)).filter((tool) => tool !== undefined && tool.began_s <= at_s) as ToolRow[];
   const end_s = call.ended_s !== undefined && call.ended_s <= at_s ? call.ended_s : undefined;
   const until = (time: number | undefined): number => Math.min(time ?? end_s ?? at_s, at_s);
   const sent = until(call.sent_s ?? call.started_s);
@@ -128,7 +140,7 @@ function Call({ call, number, at_s, live, tools, last }: CallProps): VNode {
         </div>
         {call.failed && <p class="bad">{call.failed}</p>}
       </div>
-      {asked.map((tool) => <Tool key={tool.tool_call} tool={tool} at_s={at_s} live={live} />)}
+      {tools.map((tool) => <Tool key={tool.tool_call} tool={tool} at_s={at_s} live={live} />)}
     </li>
   );
 }

@@ -164,7 +164,7 @@ export class Store {
       if (live || (this.recorded && when >= this.view.at_s)) waits = row.waits;
       else {
         const said = lastWhere(this.itemsOf(row.program), (item) => item.at_s <= when && item.kind === "wait");
-        if (said !== undefined && said.at_s >= (span?.[0] ?? 0) - 1) waits = said.text.replace(/^waits: /, "");
+        if (said !== undefined && said.at_s >= (span?.[0] ?? 0) - 1) waits = said.text.replace(/^waits: /, "").replace(/^.* stands before it in line$/, "others stand before it in line");
       }
     }
     const kept: Kept = ended ? [when, 0, 0, 0] : (last(row.kept, when) ?? [when, 0, 0, 0]);
