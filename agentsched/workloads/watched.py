@@ -17,7 +17,7 @@ from agentsched.core import events as ev
 from agentsched.core.decisions import AnyDecision
 from agentsched.core.log import Entry
 from agentsched.daemon.access import VIEWER, Viewer
-from agentsched.daemon.dashboard.live import Live
+from agentsched.daemon.dashboard.live import Live, Scope
 from agentsched.daemon.dashboard.pages import Pages
 from agentsched.daemon.gateway import errors_told
 from agentsched.daemon.programs import Programs
@@ -39,6 +39,8 @@ class Watched:
         self._began_s: float | None = None
         self._before_s = 0.0
         self._simulation = play(options, self, _drop)  # type: ignore[arg-type]  # it stands before the core
+
+    everything = Scope(None, str)
 
     def now(self) -> float:
         """Virtual seconds."""
