@@ -32,7 +32,7 @@ class Watched:
     def __init__(self, options: Options, policy: str = "agentsched", *, speed: float = 1.0) -> None:
         self.core = Core(make_policy(policy))
         self.speed = speed
-        self.events = 0
+        self.programs_events = 0
         self.url = ""
         self._programs = Programs()
         self.live = Live(self.core, self._programs, policy, clock=self.now)
@@ -50,7 +50,7 @@ class Watched:
 
     def handle(self, now: float, event: ev.AnyEvent) -> list[AnyDecision]:
         decided = self.core.handle(now, event)
-        self.events += 1
+        self.programs_events += not isinstance(event, ev.StepReport | ev.Woken)
         self._programs.observe(now, event, decided)
         self.live.observe(now, event, decided)
         return decided
@@ -89,7 +89,8 @@ class Watched:
         finally:
             if running is not None:
                 running.cancel()
-            self.live.close()
+                self._before_s, self._began_s = self.now(), None
+            self.live.rest()
             await runner.cleanup()
 
 

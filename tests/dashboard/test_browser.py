@@ -153,7 +153,7 @@ async def test_a_report_opens_from_a_file(browser: Browser, crowd: Watched, tmp_
     view = crowd.live.view(crowd.everything)
     path = tmp_path / "report.html"
     path.write_bytes(page_of(view, "a <title>"))
-    crowd.live.close()
+    crowd.live.rest()
     async with opened(browser, path.as_uri(), width=480) as page:
         await page.wait_for_selector(ROWS)
         assert await page.title() == "a <title>"

@@ -157,8 +157,12 @@ class Live:
                 channel.left_s = self._clock()
 
     def close(self) -> None:
-        """Nobody watches any more."""
+        """Nobody may watch any more."""
         self._closed = True
+        self.rest()
+
+    def rest(self) -> None:
+        """Nobody watches at the moment."""
         if self._ticking is not None:
             self._ticking.cancel()
         self._reset()

@@ -69,30 +69,32 @@ export function App(props: Props): VNode {
     setSpan(WINDOWS_S[Math.max(0, Math.min(WINDOWS_S.length - 1, at + by))]!);
   };
 
+  const press = useRef<((event: KeyboardEvent) => void) | null>(null);
+  press.current = (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const typing = event.target instanceof HTMLElement && event.target.matches("input[type=search], input[type=password]");
+    const does = typing ? undefined : KEY_DOES[event.key];
+    if (event.key === "Escape") {
+      if (help) setHelp(false);
+      else if (search) setSearch("");
+      else choose(null);
+      box.current?.blur();
+    } else if (does !== undefined) {
+      event.preventDefault();
+      does({
+        search: () => box.current?.focus(), move, step, zoom, flip,
+        tab: setTab, help: () => setHelp(!help),
+        filter: () => setFilter(filter === SHOWN.at(-1) ? null : SHOWN[filter === null ? 0 : SHOWN.indexOf(filter) + 1]!),
+        hold: () => travel(at_s === null ? moment.at_s : store.recorded ? at_s : null),
+        live: () => travel(store.recorded ? store.view.at_s : null),
+      }, event.shiftKey);
+    }
+  };
   useEffect(() => {
-    const press = (event: KeyboardEvent): void => {
-      if (event.ctrlKey || event.metaKey || event.altKey) return;
-      const typing = event.target instanceof HTMLElement && event.target.matches("input[type=search], input[type=password]");
-      const does = typing ? undefined : KEY_DOES[event.key];
-      if (event.key === "Escape") {
-        if (help) setHelp(false);
-        else if (search) setSearch("");
-        else choose(null);
-        box.current?.blur();
-      } else if (does !== undefined) {
-        event.preventDefault();
-        does({
-          search: () => box.current?.focus(), move, step, zoom, flip,
-          tab: setTab, help: () => setHelp(!help),
-          filter: () => setFilter(filter === SHOWN.at(-1) ? null : SHOWN[filter === null ? 0 : SHOWN.indexOf(filter) + 1]!),
-          hold: () => travel(at_s === null ? moment.at_s : store.recorded ? at_s : null),
-          live: () => travel(store.recorded ? store.view.at_s : null),
-        }, event.shiftKey);
-      }
-    };
-    window.addEventListener("keydown", press);
-    return () => window.removeEventListener("keydown", press);
-  });
+    const listener = (event: KeyboardEvent): void => press.current!(event);
+    window.addEventListener("keydown", listener);
+    return () => window.removeEventListener("keydown", listener);
+  }, []);
 
   const { view } = store;
   return (

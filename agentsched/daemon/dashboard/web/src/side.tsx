@@ -9,6 +9,8 @@ import { KINDS, bytes, clock, percent, seconds, short, toolName } from "./words"
 export type Tab = "decisions" | "tools" | "hosts";
 export const TABS: Tab[] = ["decisions", "tools", "hosts"];
 
+const MOST = 1000;
+
 interface Props {
   store: Store;
   moment: Moment;
@@ -42,14 +44,18 @@ function Decisions(props: Props): VNode {
   const [off, setOff] = useState<string[]>(() => KINDS.filter((kind) => kind.off).map((kind) => kind.kind));
   const wanted = new Set(KINDS.filter((kind) => !off.includes(kind.kind)).flatMap((kind) => kind.kinds));
   const words = search.toLowerCase();
-  const items: Item[] = [];
   const all = store.view.items;
-  for (let at = all.length - 1; at >= 0 && items.length < 2000; at--) {
-    const item = all[at]!;
-    if (item.at_s > moment.at_s || !wanted.has(item.kind)) continue;
-    if (words && !`${item.program} ${item.tenant} ${item.text}`.toLowerCase().includes(words)) continue;
-    items.push(item);
-  }
+  const latest = all.at(-1);
+  const items = useMemo(() => {
+    const found: Item[] = [];
+    for (let at = all.length - 1; at >= 0 && found.length < MOST; at--) {
+      const item = all[at]!;
+      if (item.at_s > moment.at_s || !wanted.has(item.kind)) continue;
+      if (words && !`${item.program} ${item.tenant} ${item.text}`.toLowerCase().includes(words)) continue;
+      found.push(item);
+    }
+    return found;
+  }, [all, latest?.number, moment.live ? 0 : moment.at_s, moment.live ? Math.floor(moment.at_s) : 0, off, words]);
   return (
     <>
       <div class="kinds" role="group" aria-label="What is listed">

@@ -156,9 +156,7 @@ export class Store {
     const span = last(row.spans, when) ?? row.spans[0];
     const ended = row.ended_s !== null && row.ended_s <= when;
     const doing = ended ? "ended" : (span?.[1] ?? "agent");
-    const tools = row.tools.filter(
-      (tool) => tool.began_s <= when && (tool.ended_s === undefined || tool.ended_s > when),
-    );
+    const tools = ended ? [] : runningAt(row.tools, when, live ? 24 : row.tools.length);
     let waits = "";
     if (doing === "gateway") {
       if (live || (this.recorded && when >= this.view.at_s)) waits = row.waits;
@@ -200,6 +198,16 @@ export function sentence(standing: Standing, at_s: number): string {
     default:
       return `${DOING[doing].name}, ${lasted}`;
   }
+}
+
+/** Of the latest `most`, those that run then. */
+function runningAt(tools: ToolRow[], when: number, most: number): ToolRow[] {
+  const found: ToolRow[] = [];
+  for (let at = Math.max(0, tools.length - most); at < tools.length; at++) {
+    const tool = tools[at]!;
+    if (tool.began_s <= when && (tool.ended_s === undefined || tool.ended_s > when)) found.push(tool);
+  }
+  return found;
 }
 
 /** The last element that begins at or before `when`. */

@@ -1,5 +1,6 @@
 // Three questions, answered at the top: is the cliff near, what holds the KV, who waits for what.
 import type { VNode } from "preact";
+import { useMemo } from "preact/hooks";
 import { type EngineStanding, type Moment, type Standing, type Store } from "./store";
 import type { Doing, Gauge } from "./types";
 import { DOING, SHOWN, percent, seconds, short, tokens } from "./words";
@@ -110,6 +111,11 @@ const PAST_S = 600;
 
 /** Use and predicted peak in the last minutes. */
 function Past(props: { gauges: Gauge[]; capacity: number; at_s: number; again: string }): VNode | null {
+  const second = Math.floor(props.at_s);
+  return useMemo(() => past(props), [props.gauges, props.capacity, second, props.again]);
+}
+
+function past(props: { gauges: Gauge[]; capacity: number; at_s: number; again: string }): VNode | null {
   const { gauges, at_s } = props;
   const seen = gauges.filter((gauge) => gauge[0] >= at_s - PAST_S && gauge[0] <= at_s);
   if (seen.length < 3) return null;

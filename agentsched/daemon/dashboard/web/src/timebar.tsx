@@ -23,7 +23,14 @@ export function Timebar(props: Props): VNode {
   const length = Math.max(1, now_s - begin);
   const when = at_s ?? now_s;
   const second = Math.floor(now_s);
-  const density = useMemo(() => bins(store, begin, begin + length), [store, second]);
+  const density = useMemo(
+    () => (
+      <svg viewBox={`0 0 ${BINS} 20`} preserveAspectRatio="none" aria-hidden="true">
+        <path d={bins(store, begin, begin + length).map((height, bin) => (height > 0 ? `M${bin} 20v-${height.toFixed(1)}h.8v${height.toFixed(1)}z` : "")).join("")} />
+      </svg>
+    ),
+    [store, second],
+  );
   return (
     <footer class="timebar" aria-label="Time travel">
       {props.leave !== undefined ? (
@@ -42,9 +49,7 @@ export function Timebar(props: Props): VNode {
       )}
       <span class="from">{clock(store.unix(begin))}</span>
       <div class="slide">
-        <svg viewBox={`0 0 ${BINS} 20`} preserveAspectRatio="none" aria-hidden="true">
-          {density.map((height, bin) => height > 0 && <rect key={bin} x={bin} y={20 - height} width="0.8" height={height} />)}
-        </svg>
+        {density}
         <input
           type="range"
           min={0}

@@ -43,11 +43,13 @@ export function Timeline(props: Props): VNode {
   useLayoutEffect(() => {
     palette.current = null;
   }, [props.theme]);
-  useLayoutEffect(draw);
+  const redraw = useRef(draw);
+  redraw.current = draw;
   useEffect(() => {
-    window.addEventListener("resize", draw);
-    return () => window.removeEventListener("resize", draw);
-  });
+    const listener = (): void => redraw.current();
+    window.addEventListener("resize", listener);
+    return () => window.removeEventListener("resize", listener);
+  }, []);
 
   const point = (event: MouseEvent): void => {
     const lane = canvas.current!.getBoundingClientRect();
