@@ -40,10 +40,9 @@ export interface Lane {
   row_px: number;
 }
 
-export function paint(canvas: HTMLCanvasElement, lanes: Lane[], scale: Scale, colour: Colours, ticks: number[]): void {
+export function paint(canvas: HTMLCanvasElement, size: { width: number; height: number }, lanes: Lane[], scale: Scale, colour: Colours, ticks: number[]): void {
   const ratio = window.devicePixelRatio || 1;
-  const width = canvas.clientWidth;
-  const height = canvas.clientHeight;
+  const { width, height } = size;
   if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
     canvas.width = Math.round(width * ratio);
     canvas.height = Math.round(height * ratio);

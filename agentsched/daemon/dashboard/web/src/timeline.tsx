@@ -23,11 +23,13 @@ interface Props {
 export function Timeline(props: Props): VNode {
   const { store, programs, at_s, span_s, chosen } = props;
   const canvas = useRef<HTMLCanvasElement>(null);
+  // Kept, since to ask the canvas would have the browser lay out the page in mid-change.
+  const size = useRef({ width: 0, height: 0 });
   const sight = useRef({ first: 0, end: 0, offset_px: 0 });
   const palette = useRef<Colours | null>(null);
   const [hint, setHint] = useState<{ x: number; y: number; text: string } | null>(null);
   const scale: Scale = { from_s: at_s - span_s, to_s: at_s };
-  const step = tickStep(span_s, Math.max(1, Math.min(7, Math.floor((canvas.current?.clientWidth ?? 500) / (props.live ? 68 : 84)))));
+  const step = tickStep(span_s, Math.max(1, Math.min(7, Math.floor((size.current.width || 500) / (props.live ? 68 : 84)))));
   const ticks: number[] = [];
   for (let back = step; back < span_s; back += step) ticks.push(at_s - back);
   const named = ticks.filter((tick) => at_s - tick > 0.14 * span_s && tick - scale.from_s > 0.05 * span_s);
@@ -38,7 +40,7 @@ export function Timeline(props: Props): VNode {
     const lanes: Lane[] = programs.slice(first, end).map((standing, index) => ({
       standing, top_px: index * ROW_PX - offset_px, row_px: ROW_PX,
     }));
-    if (canvas.current !== null) paint(canvas.current, lanes, scale, palette.current, ticks);
+    if (canvas.current !== null) paint(canvas.current, size.current, lanes, scale, palette.current, ticks);
   };
   useLayoutEffect(() => {
     palette.current = null;
@@ -46,9 +48,12 @@ export function Timeline(props: Props): VNode {
   const redraw = useRef(draw);
   redraw.current = draw;
   useEffect(() => {
-    const listener = (): void => redraw.current();
-    window.addEventListener("resize", listener);
-    return () => window.removeEventListener("resize", listener);
+    const observer = new ResizeObserver(([seen]) => {
+      size.current = { width: seen!.contentRect.width, height: seen!.contentRect.height };
+      redraw.current();
+    });
+    observer.observe(canvas.current!);
+    return () => observer.disconnect();
   }, []);
 
   const point = (event: MouseEvent): void => {
