@@ -143,13 +143,15 @@ class _Daemon:
         try:
             async with self._http.get(f"{self._url}{VIEW_PATH}", params={"brief": "1"}) as answer:
                 body = await answer.read()
+        except aiohttp.InvalidURL:
+            raise click.ClickException(
+                f"--url {self._url!r} is no URL of a daemon, as http://127.0.0.1:8090 is"
+            ) from None
         except (aiohttp.ClientError, TimeoutError) as error:
             raise click.ClickException(
                 f"no daemon answers at {self._url} ({error or type(error).__name__}): start one with "
                 "'agentsched serve', or name another with --url"
             ) from None
-        except ValueError:
-            raise click.ClickException(f"--url {self._url!r} is no URL, as http://127.0.0.1:8090") from None
         if answer.status == 401:
             raise click.ClickException("the daemon asks for a key: give one with --key or AGENTSCHED_API_KEY")
         if answer.status != 200:
