@@ -108,7 +108,7 @@ async def test_what_a_person_sees_and_does(browser: Browser, crowd: Watched) -> 
         assert "then" in await page.locator(".axis").inner_text()
         alive = sum(int(count) for count in await page.locator(".counts b").all_inner_texts())
         then_s = crowd.now() - 60.0
-        rows = crowd.live.view(crowd.everything).programs
+        rows = (await crowd.live.view(crowd.everything)).programs
         assert alive == sum(row.opened_s <= then_s < (row.ended_s or math.inf) for row in rows)
         await page.keyboard.press("l")
         assert await page.locator(".travelling").count() == 0
@@ -150,7 +150,7 @@ async def test_names_cannot_break_out_of_the_page(browser: Browser) -> None:
 
 
 async def test_a_report_opens_from_a_file(browser: Browser, crowd: Watched, tmp_path: Path) -> None:
-    view = crowd.live.view(crowd.everything)
+    view = await crowd.live.view(crowd.everything)
     path = tmp_path / "report.html"
     path.write_bytes(page_of(view, "a <title>"))
     crowd.live.rest()

@@ -32,6 +32,9 @@ T = TypeVar("T")
 FEW_TOKENS = 64
 """Less than this comes and goes as blocks are filled."""
 
+MOST_WAITING = 1_000
+"""Who waits is told why, first come first; of the others there are too many to look at."""
+
 GAUGE_S = 1.0
 SAME_MOVE_S = 5.0
 
@@ -131,7 +134,7 @@ class Model:
                 row.room_tokens, row.peak_calls, row.price = seen.room_tokens, seen.peak.calls, seen.price
                 row.curve = tuple((round(calls, 1), round(tokens)) for calls, tokens in seen.curve)
                 engine.measure(now)
-        for waiting in waits(core):
+        for waiting in waits(core)[:MOST_WAITING]:
             program = core.state.programs[waiting.program]
             said = words.wait(waiting, program.host, self._following.pace_s)
             known = self._following.programs.get(waiting.program)

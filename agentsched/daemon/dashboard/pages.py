@@ -82,7 +82,7 @@ class Pages:
 
     async def _view(self, http: web.Request) -> web.Response:
         """Everything, or with ``brief=1`` only what is now."""
-        view = self._live.view(_scope(http))
+        view = await self._live.view(_scope(http))
         if http.query.get("brief") == "1":
             view = brief(view)
         return _json(msgspec.json.encode(view))
@@ -92,7 +92,7 @@ class Pages:
             if http.transport is not None:
                 http.transport.abort()
 
-        client = self._live.join(_scope(http), http.headers.get("Last-Event-ID", ""), cut)
+        client = await self._live.join(_scope(http), http.headers.get("Last-Event-ID", ""), cut)
         response = web.StreamResponse(
             headers={
                 "Content-Type": "text/event-stream",

@@ -139,7 +139,7 @@ async def aged(browser: Browser, run: Watched, seconds: float, tell: Console) ->
             await asyncio.sleep(max(0.0, left_s / run.speed))
             await session.send("HeapProfiler.collectGarbage")
             heap = await session.send("Runtime.getHeapUsage")
-            kept = len(msgspec.json.encode(run.live.view(run.everything)))
+            kept = len(msgspec.json.encode(await run.live.view(run.everything)))
             nodes = await page.evaluate("document.querySelectorAll('*').length")
             found.append(
                 {
