@@ -218,19 +218,22 @@ class Live:
         return model
 
     async def _catch_up(self, model: Model) -> None:
-        """Take what happened, a slice at a time: calls come first. Returns as soon as all is taken."""
-        while (left := self._seen - self._taken) > 0:
-            here = len(self._recent) - left
-            if here < 0:
-                self._taken = self._seen
-                self._settle(model)  # more happened than is remembered
-                return
-            many = min(left, SLICE)
-            for happened in islice(self._recent, here, here + many):
-                model.apply(*happened)
-            self._taken += many
-            if left > many:
-                await asyncio.sleep(0)
+        """Take what happened, a slice at a time: calls come first. What happens meanwhile is taken at once, so
+        that this comes to an end. Returns as soon as all is taken."""
+        for _ in range((self._seen - self._taken) // SLICE):
+            self._take(model, SLICE)
+            await asyncio.sleep(0)
+        self._take(model, self._seen - self._taken)
+
+    def _take(self, model: Model, many: int) -> None:
+        here = len(self._recent) - (self._seen - self._taken)
+        if here < 0:
+            self._taken = self._seen
+            self._settle(model)  # more happened than is remembered
+            return
+        for happened in islice(self._recent, here, here + many):
+            model.apply(*happened)
+        self._taken = min(self._seen, self._taken + many)
 
     def _settle(self, model: Model) -> None:
         now = self._clock()

@@ -20,8 +20,9 @@ const DECISIONS = 60;
 export function Detail(props: Props): VNode {
   const { store, standing, at_s } = props;
   const { row } = standing;
-  const said = store.itemsOf(row.program).filter((item) => item.at_s <= at_s).reverse();
+  const said = store.itemsOf(row.program, at_s).reverse();
   const calls = row.calls.filter((call) => call.arrived_s <= at_s);
+  const first = row.calls_done - row.calls.filter((call) => call.ended_s !== undefined && !call.failed).length;
   const tools = asked(calls, row.tools.filter((tool) => tool.began_s <= at_s));
   return (
     <aside class="side detail" aria-label={`Program ${row.program}`}>
@@ -36,7 +37,7 @@ export function Detail(props: Props): VNode {
         <h3>Execution graph <small>calls ● and the tools ■ that their answers asked for, latest first</small></h3>
         <ol class="aeg">
           {[...calls].reverse().slice(0, CALLS).map((call, index) => (
-            <Call key={call.call} call={call} number={row.calls_done - (row.calls.length - calls.length) - index + live(calls)} at_s={at_s} live={props.live} tools={tools.get(call.call) ?? []} last={index === Math.min(CALLS, calls.length) - 1} />
+            <Call key={call.call} call={call} number={first + calls.length - index} at_s={at_s} live={props.live} tools={tools.get(call.call) ?? []} last={index === Math.min(CALLS, calls.length) - 1} />
           ))}
         </ol>
         {calls.length > CALLS && <p class="quiet">{calls.length - CALLS} earlier calls are not drawn.</p>}
@@ -51,24 +52,22 @@ export function Detail(props: Props): VNode {
   );
 }
 
-function live(calls: CallRow[]): number {
-  return calls.filter((call) => call.ended_s === undefined).length;
-}
-
-function Facts({ standing, at_s, store, choose }: Props): VNode {
+function Facts({ standing, at_s, live, store, choose }: Props): VNode {
   const { row } = standing;
-  const recomputed = row.calls.reduce((sum, call) => sum + (call.recomputed_tokens ?? 0), 0);
+  const over = row.calls.filter((call) => call.ended_s !== undefined && call.ended_s <= at_s);
+  const recomputed = over.reduce((sum, call) => sum + (call.recomputed_tokens ?? 0), 0);
+  const later = row.calls.filter((call) => call.ended_s !== undefined && !call.failed).length - over.filter((call) => !call.failed).length;
   const facts: [string, string | VNode][] = [
     ["tenant", row.tenant || "not told"],
     ["age", seconds((row.ended_s !== null && row.ended_s < at_s ? row.ended_s : at_s) - row.opened_s)],
-    ["calls", `${row.calls_done}${row.expected_calls ? ` of ${row.expected_calls} announced` : ", how many in all is not told"}`],
-    ["place", row.seat ?? (row.ended_s === null ? "none: its calls wait" : "none")],
+    ["calls", `${row.calls_done - later}${row.expected_calls ? ` of ${row.expected_calls} announced` : ", how many in all is not told"}`],
     ["tools run", row.host || "where the agent does"],
   ];
   if (row.parent) facts.push(["begun by", store.programs.has(row.parent) ? <a onClick={() => choose(row.parent)}>{row.parent}</a> : row.parent]);
   if (row.due_s !== null) facts.push(["due in", row.due_s > at_s ? seconds(row.due_s - at_s) : `${seconds(at_s - row.due_s)} ago`]);
   if (recomputed > 0) facts.push(["read again", `${tokens(recomputed)} tokens that had been held once`]);
-  if (row.why) facts.push(["because", row.why]);
+  if (live && row.ended_s === null) facts.push(["place", row.seat ?? "none: its calls wait"]);
+  if (live && row.why) facts.push(["because", row.why]);
   return (
     <dl class="facts">
       {facts.map(([name, value]) => (

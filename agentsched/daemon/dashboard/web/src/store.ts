@@ -31,7 +31,6 @@ export interface Moment {
 export class Store {
   view: View;
   readonly programs = new Map<string, ProgramRow>();
-  private readonly byProgram = new Map<string, Item[]>();
   private readonly heard_ms: number;
   private heardAt_ms: number;
 
@@ -39,7 +38,6 @@ export class Store {
     this.view = view;
     this.heard_ms = this.heardAt_ms = performance.now();
     for (const row of view.programs) this.programs.set(row.program, row);
-    for (const item of view.items) this.index(item);
   }
 
   /** Now, on the daemon's clock; the end of what is recorded. */
@@ -83,31 +81,23 @@ export class Store {
     for (const news of delta.programs) this.patch(news);
     for (const name of delta.gone) {
       this.programs.delete(name);
-      this.byProgram.delete(name);
     }
-    for (const item of delta.items) {
-      if (replace(view.items, item)) replace(this.itemsOf(item.program ?? ""), item);
-      else {
-        view.items.push(item);
-        this.index(item);
-      }
-    }
+    for (const item of delta.items) if (!replace(view.items, item)) view.items.push(item);
     if (view.items.length > MOST.items + 500) view.items.splice(0, view.items.length - MOST.items);
     for (const news of delta.engines) this.patchEngine(news);
   }
 
-  itemsOf(program: string): Item[] {
-    return this.byProgram.get(program) ?? [];
+  /** What was decided about it, until then. */
+  itemsOf(program: string, until_s: number): Item[] {
+    return this.view.items.filter((item) => item.program === program && item.at_s <= until_s);
   }
 
-  private index(item: Item): void {
-    if (!item.program) return;
-    const mine = this.byProgram.get(item.program);
-    if (mine === undefined) this.byProgram.set(item.program, [item]);
-    else {
-      mine.push(item);
-      if (!this.recorded && mine.length > 250) mine.splice(0, 50);
-    }
+  /** What each program was last said to wait for, until then. */
+  private waitsUntil(when: number): Map<string, Item> {
+    const said = new Map<string, Item>();
+    for (const item of this.view.items)
+      if (item.kind === "wait" && item.program && item.at_s <= when) said.set(item.program, item);
+    return said;
   }
 
   private patch(news: ProgramRow): void {
@@ -140,8 +130,10 @@ export class Store {
     const when = at_s ?? this.now();
     const live = at_s === null;
     const programs: Standing[] = [];
+    const asItIs = live || (this.recorded && when >= this.view.at_s);
+    const said = asItIs ? null : this.waitsUntil(when);
     for (const row of this.programs.values()) {
-      if (row.opened_s <= when) programs.push(this.standing(row, when, live));
+      if (row.opened_s <= when) programs.push(this.standing(row, when, live, said));
     }
     const engines: EngineStanding[] = [];
     for (const row of this.view.engines) {
@@ -152,18 +144,17 @@ export class Store {
     return { at_s: when, live, programs, engines };
   }
 
-  private standing(row: ProgramRow, when: number, live: boolean): Standing {
+  private standing(row: ProgramRow, when: number, live: boolean, said: Map<string, Item> | null): Standing {
     const span = last(row.spans, when) ?? row.spans[0];
     const ended = row.ended_s !== null && row.ended_s <= when;
     const doing = ended ? "ended" : (span?.[1] ?? "agent");
     const tools = ended ? [] : runningAt(row.tools, when, live ? 24 : row.tools.length);
     let waits = "";
     if (doing === "gateway") {
-      if (live || (this.recorded && when >= this.view.at_s)) waits = row.waits;
-      else {
-        const said = lastWhere(this.itemsOf(row.program), (item) => item.at_s <= when && item.kind === "wait");
-        if (said !== undefined && said.at_s >= (span?.[0] ?? 0) - 1) waits = said.text.replace(/^waits: /, "").replace(/^.* stands before it in line$/, "others stand before it in line");
-      }
+      const item = said?.get(row.program);
+      if (said === null) waits = row.waits;
+      else if (item !== undefined && item.at_s >= (span?.[0] ?? 0) - 1)
+        waits = item.text.replace(/^waits: /, "").replace(/^.* stands before it in line$/, "others stand before it in line");
     }
     const kept: Kept = ended ? [when, 0, 0, 0] : (last(row.kept, when) ?? [when, 0, 0, 0]);
     return { row, doing, since_s: ended ? row.ended_s! : (span?.[0] ?? row.opened_s), kept, tools, waits };
@@ -189,7 +180,7 @@ export function sentence(standing: Standing, at_s: number): string {
     case "tool": {
       const tool = tools[0];
       if (tool === undefined) return `runs a tool, ${lasted}`;
-      const done = tool.done_fraction === undefined ? "" : `, ${(100 * tool.done_fraction).toFixed(0)} % done`;
+      const done = tool.done_fraction === undefined || tool.ended_s !== undefined ? "" : `, ${(100 * tool.done_fraction).toFixed(0)} % done`;
       const more = tools.length > 1 ? ` and ${tools.length - 1} more` : "";
       return `runs ${toolName(tool)}${more} for ${seconds(at_s - tool.began_s)}${done}`;
     }
@@ -235,11 +226,6 @@ function replace(list: Item[], item: Item): boolean {
     }
   }
   return false;
-}
-
-function lastWhere<T>(list: T[], holds: (one: T) => boolean): T | undefined {
-  for (let at = list.length - 1; at >= 0; at--) if (holds(list[at]!)) return list[at];
-  return undefined;
 }
 
 function recomputed(gauges: Gauge[], now: Gauge): EngineStanding["recomputed"] {

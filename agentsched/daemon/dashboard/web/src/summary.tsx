@@ -24,18 +24,17 @@ interface Verdict {
 
 /** How near an engine is to needing more KV than it has. */
 export function verdict(standing: EngineStanding): Verdict {
-  const { row, gauge, recomputed } = standing;
+  const { row, gauge } = standing;
   const [, used, , , , , , need, peak, bound] = gauge;
   const room = row.room_tokens ?? row.capacity_tokens;
   if (peak === null || need === null) {
     const says = `${tokens(used)} of ${tokens(row.capacity_tokens)} tokens are in use. What was to come is known from when somebody began to watch.`;
     return { level: "unknown", title: "Nobody asked then", says };
   }
+  if (peak === 0) return { level: "good", title: "Far from the edge", says: `No program has a place, and there is room for ${tokens(room)} tokens.` };
   const limit = bound ?? room;
   const spare = `${tokens(Math.abs(limit - peak))} tokens`;
   const foreseen = `Programs with a place will need ${tokens(peak)} at their peak, it is predicted`;
-  if (recomputed !== null && recomputed.share > 0.5 && recomputed.tokens > 0.5 * row.capacity_tokens)
-    return { level: "bad", title: "Over the edge: most of what is read had been read before", says: `${foreseen}; there is room for ${tokens(room)}.` };
   if (need > room)
     return { level: "bad", title: "Over the edge", says: `Programs hold ${tokens(need)} and there is room for ${tokens(room)}. ${foreseen}.` };
   if (bound === null && peak > room)

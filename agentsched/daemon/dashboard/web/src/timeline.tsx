@@ -74,7 +74,7 @@ export function Timeline(props: Props): VNode {
       <div class="axis" aria-hidden="true">
         <span class="who">program</span>
         <span class="what">{props.live ? "now" : "then"}</span>
-        <span class="kv">KV held</span>
+        <span class="kv">KV</span>
         <span class="when">
           {named.map((tick) => (
             <i key={tick - at_s} style={{ left: `${(100 * (tick - scale.from_s)) / span_s}%` }}>

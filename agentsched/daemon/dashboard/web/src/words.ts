@@ -29,7 +29,7 @@ export const DOING: Record<Doing, { brief: string; name: string; says: string }>
   prefill: { brief: "reading", name: "reads its prompt", says: "The engine computes what of the prompt it does not hold (prefill)" },
   decode: { brief: "writing", name: "writes its answer", says: "The engine produces tokens (decode)" },
   tool: { brief: "in a tool", name: "runs a tool", says: "Between two calls: a tool that its last answer asked for is not done" },
-  agent: { brief: "agent busy", name: "agent is busy", says: "Between two calls, and no tool is known to run" },
+  agent: { brief: "agent", name: "agent is busy", says: "Between two calls, and no tool is known to run" },
   ended: { brief: "ended", name: "ended", says: "It will make no more calls" },
 };
 
@@ -45,8 +45,10 @@ export const KINDS: { kind: string; name: string; off?: boolean; kinds: string[]
   { kind: "events", name: "events", kinds: ["opened", "closed", "failed", "engine", "host", "engaged"] },
 ];
 
+/** Models may ask for tools of any name. */
 export function toolName(tool: ToolRow): string {
-  return tool.command && tool.command !== tool.tool ? `${tool.tool} ${tool.command}` : tool.tool;
+  const name = tool.command && tool.command !== tool.tool ? `${tool.tool} ${tool.command}` : tool.tool;
+  return short(name.replace(/\p{C}/gu, "\u00b7"), 32);
 }
 
 /** Long names keep their beginning and their end. */
