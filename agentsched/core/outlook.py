@@ -18,9 +18,6 @@ from agentsched.core.foresight import Learned
 from agentsched.core.policies.seats import FULL_SHARE, Seats
 from agentsched.core.state import Program, State
 
-MOST_POINTS = 32
-"""Of a curve: what a small picture can show."""
-
 
 class Point(NamedTuple):
     """The need at a time from now, counted in calls of each program."""
@@ -32,21 +29,14 @@ class Point(NamedTuple):
 class Outlook(NamedTuple):
     """One engine. ``room_tokens``: KV for what programs do not share; ``bound_tokens``: what the peak has to
     stay within for newcomers to be let in (the room, times the overcommit), None if nobody is held to it.
-    ``curve``: the need from now on. ``price``, 1/s: what a second of holding KV has to save to be worth it.
-    """
+    ``price``, 1/s: what a second of holding KV has to save to be worth it."""
 
     engine: str
     room_tokens: int
     need_tokens: int
     peak: Point
     bound_tokens: float | None
-    curve: tuple[Point, ...]
     price: float | None
-
-    @property
-    def spare_share(self) -> float:
-        """Of the room, what is left at the predicted peak; below 0, that much is missing."""
-        return 1.0 - self.peak.tokens / self.room_tokens
 
 
 class Wait(NamedTuple):
@@ -144,30 +134,17 @@ def _outlook(
 ) -> Outlook:
     ordered = sorted(forecasts, key=lambda forecast: -forecast.calls_left)
     need_tokens = sum(forecast.now_tokens for forecast in ordered)
-    return Outlook(
-        engine, room_tokens, need_tokens, _peak(ordered), bound_tokens, _curve(need_tokens, ordered), price
-    )
-
-
-def _endings(forecasts: Iterable[Forecast]) -> list[Point]:
-    """The need just before each ending, the last ending first (``forecast.peak_by_ending``)."""
-    now_tokens = growth = 0.0
-    points = []
-    for ending in forecasts:
-        now_tokens += ending.now_tokens
-        growth += ending.growth_tokens
-        points.append(Point(ending.calls_left, now_tokens + growth * ending.calls_left))
-    return points
+    return Outlook(engine, room_tokens, need_tokens, _peak(ordered), bound_tokens, price)
 
 
 def _peak(forecasts: Iterable[Forecast]) -> Point:
-    return max(_endings(forecasts), key=lambda point: point.tokens, default=Point(0.0, 0.0))
-
-
-def _curve(need_tokens: int, forecasts: Sequence[Forecast]) -> tuple[Point, ...]:
-    """Thinned to its largest values, since these are what matters."""
-    points = [Point(0.0, need_tokens), *reversed(_endings(forecasts))]
-    step = -(-len(points) // MOST_POINTS)
-    return tuple(
-        max(points[at : at + step], key=lambda point: point.tokens) for at in range(0, len(points), step)
-    )
+    """The largest need, just before some ending (``forecast.peak_by_ending``). Who ends last is first."""
+    now_tokens = growth = 0.0
+    peak = Point(0.0, 0.0)
+    for ending in forecasts:
+        now_tokens += ending.now_tokens
+        growth += ending.growth_tokens
+        here = now_tokens + growth * ending.calls_left
+        if here > peak.tokens:
+            peak = Point(ending.calls_left, here)
+    return peak

@@ -57,9 +57,8 @@ def test_a_full_engine_is_told_as_it_is(crowded: Watched) -> None:
     seated = crowded.core.state.seats["e0"]
     assert seen.need_tokens >= sum(p.context_tokens - p.shared_tokens for p in seated.values()) > 0
     assert seen.peak.tokens >= seen.need_tokens
-    assert seen.curve[0].calls <= seen.peak.calls
+    assert seen.peak.calls >= 1
     assert seen.bound_tokens is not None
-    assert seen.spare_share == 1 - seen.peak.tokens / seen.room_tokens
 
 
 def test_everybody_who_waits_is_told_why(crowded: Watched) -> None:
@@ -82,7 +81,7 @@ def test_a_policy_that_predicts_nothing_is_seen_heading_for_the_cliff() -> None:
     (seen,) = outlooks(core)
     assert seen.need_tokens == 1_800
     assert seen.bound_tokens is None
-    assert seen.spare_share < 0
+    assert seen.peak.tokens > seen.room_tokens
 
 
 def test_without_an_engine_that_is_what_is_waited_for() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.daemon.keyed import ACME, ADMIN_KEY, BOLT, two_tenants
 from tests.daemon.serving import Served, served
+from tests.daemon.upstreams import Double, in_front_of, plainly
 
 VIEW = "/agentsched/v1/view"
 
@@ -112,6 +113,15 @@ async def test_what_the_log_has_can_be_travelled_to(tmp_path: Path) -> None:
         assert abs(past["unix_s"] - past["at_s"] - (view["unix_s"] - view["at_s"])) < 5.0
         status, body, _ = await daemon.ask("GET", f"{VIEW}/recorded?from_s=1&to_s=2")
         assert (status, "nothing happened" in body["error"]["message"]) == (404, True)
+
+
+async def test_a_daemon_before_other_servers_shows_the_same() -> None:
+    async with in_front_of(Double(plainly)) as daemon:
+        await daemon.chat("hello", program="mine")
+        async with daemon.http.get(daemon.url + "/dashboard") as answer:
+            assert answer.content_type == "text/html"
+        _, told = await first_message(daemon)
+        assert [row["program"] for row in told["programs"]] == ["mine"]
 
 
 async def test_without_a_log_it_is_said_how_to_have_one() -> None:

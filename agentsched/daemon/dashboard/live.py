@@ -218,8 +218,8 @@ class Live:
         return model
 
     async def _catch_up(self, model: Model) -> None:
-        """Take what happened, a slice at a time: calls come first. What happens meanwhile is taken at once, so
-        that this comes to an end. Returns as soon as all is taken."""
+        """Take what happened, a slice at a time: calls come first. What happens meanwhile is taken at once,
+        so that this comes to an end. Returns as soon as all is taken."""
         for _ in range((self._seen - self._taken) // SLICE):
             self._take(model, SLICE)
             await asyncio.sleep(0)

@@ -132,7 +132,6 @@ class Model:
             if engine is not None:
                 engine.outlook, row = seen, engine.row
                 row.room_tokens, row.peak_calls, row.price = seen.room_tokens, seen.peak.calls, seen.price
-                row.curve = tuple((round(calls, 1), round(tokens)) for calls, tokens in seen.curve)
                 engine.measure(now)
         for waiting in waits(core)[:MOST_WAITING]:
             program = core.state.programs[waiting.program]

@@ -127,7 +127,7 @@ class Gauge(NamedTuple):
 
 
 class EngineRow(msgspec.Struct, kw_only=True):
-    """One engine; ``curve`` is the KV needed from now on, by calls of each program."""
+    """One engine; ``peak_calls``: after how many calls of each program the predicted peak is reached."""
 
     engine: str
     capacity_tokens: int
@@ -136,7 +136,6 @@ class EngineRow(msgspec.Struct, kw_only=True):
     room_tokens: int | None = None
     peak_calls: float | None = None
     price: float | None = None
-    curve: tuple[tuple[float, float], ...] = ()
     gauges: list[Gauge] = []
 
 

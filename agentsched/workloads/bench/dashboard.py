@@ -75,7 +75,7 @@ def paced(run: Watched, events_per_s: float) -> None:
     """Set its clock so that programs make so many events a second. Engines' reports come beside these."""
     before = run.programs_events
     run.run_to(run.now() + PROBED_S)
-    run.speed = events_per_s * PROBED_S / max(1, run.programs_events - before)
+    run.go(events_per_s * PROBED_S / max(1, run.programs_events - before))
 
 
 class Frames(NamedTuple):
@@ -128,11 +128,11 @@ async def painted(browser: Browser, run: Watched) -> tuple[float, float]:
 
 async def aged(browser: Browser, run: Watched, seconds: float, tell: Console) -> list[Figures]:
     """The heap after each quarter of the hour of virtual time that passes in so many seconds."""
-    run.speed = HOUR_S / seconds
     found = []
     async with run.served() as url:
         page = await _opened(browser, url)
         session = await page.context.new_cdp_session(page)
+        run.go(HOUR_S / seconds)
         began_s = run.now()
         for quarter in range(1, QUARTERS + 1):
             left_s = began_s + quarter * HOUR_S / QUARTERS - run.now()

@@ -38,6 +38,7 @@ export class Store {
     this.view = view;
     this.heard_ms = this.heardAt_ms = performance.now();
     for (const row of view.programs) this.programs.set(row.program, row);
+    view.programs = []; // or those that are gone would be kept
   }
 
   /** Now, on the daemon's clock; the end of what is recorded. */

@@ -23,7 +23,7 @@ interface Verdict {
 }
 
 /** How near an engine is to needing more KV than it has. */
-export function verdict(standing: EngineStanding): Verdict {
+export function verdict(standing: EngineStanding, pace_s: number | null): Verdict {
   const { row, gauge } = standing;
   const [, used, , , , , , need, peak, bound] = gauge;
   const room = row.room_tokens ?? row.capacity_tokens;
@@ -34,7 +34,8 @@ export function verdict(standing: EngineStanding): Verdict {
   if (peak === 0) return { level: "good", title: "Far from the edge", says: `No program has a place, and there is room for ${tokens(room)} tokens.` };
   const limit = bound ?? room;
   const spare = `${tokens(Math.abs(limit - peak))} tokens`;
-  const foreseen = `Programs with a place will need ${tokens(peak)} at their peak, it is predicted`;
+  const when = pace_s !== null && row.peak_calls !== null ? ` in about ${seconds(row.peak_calls * pace_s)}` : "";
+  const foreseen = `Programs with a place are predicted to need ${tokens(peak)} at their peak${when}`;
   if (need > room)
     return { level: "bad", title: "Over the edge", says: `Programs hold ${tokens(need)} and there is room for ${tokens(room)}. ${foreseen}.` };
   if (bound === null && peak > room)
@@ -63,7 +64,7 @@ function Cliff(props: { store: Store; moment: Moment }): VNode {
     return <section class="card cliff"><h2>Distance to the cliff</h2><p class="quiet">How full engines are, only admins see.</p></section>;
   if (moment.engines.length === 0)
     return <section class="card cliff"><h2>Distance to the cliff</h2><p class="quiet">No engine is attached.</p></section>;
-  const judged = moment.engines.map((standing) => ({ standing, verdict: verdict(standing) }));
+  const judged = moment.engines.map((standing) => ({ standing, verdict: verdict(standing, moment.live ? store.view.pace_s : null) }));
   judged.sort((a, b) => ORDER.indexOf(a.verdict.level) - ORDER.indexOf(b.verdict.level) || load(b.standing) - load(a.standing));
   const worst = judged[0]!;
   return (

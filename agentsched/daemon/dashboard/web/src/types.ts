@@ -83,7 +83,6 @@ export interface EngineRow {
   room_tokens: number | null;
   peak_calls: number | null;
   price: number | null;
-  curve: [number, number][];
   gauges: Gauge[];
 }
 
