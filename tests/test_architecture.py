@@ -49,6 +49,7 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "aiohttp": ("agentsched.daemon", "agentsched.engines", "agentsched.workloads", "agentsched.cli"),
     "bcc": ("agentsched.cgroups",),
     "networkx": ("agentsched.graphs", "agentsched.workloads"),
+    "playwright": ("agentsched.workloads",),
     "plotly": ("agentsched.workloads",),
     "minisweagent": ("agentsched.sdk", "agentsched.workloads"),
     "sglang": ("agentsched.engines.sglang",),

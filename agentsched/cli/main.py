@@ -29,6 +29,8 @@ COMMANDS = {
     "trace": "Make a trace for the simulator from a daemon's event log.",
     "fit": "Fit a cost profile for the simulator by measuring an engine.",
     "replay": "Feed event logs through the core: does it still decide the same?",
+    "top": "Watch a daemon in the terminal: programs, KV, decisions.",
+    "report": "Make one HTML file of a recorded period, from event logs.",
     "graph": "Export or draw what programs did, or tend to do, from a log.",
     "doctor": "Print what this machine offers, and what is lost without the rest.",
     "cleanup": "Remove what a killed run left behind.",

@@ -169,6 +169,10 @@ class Ledger:
             chain((f for _, _, f in endings[:at]), (forecast,), (f for _, _, f in endings[at:]))
         )
 
+    def forecasts(self) -> Iterator[tuple[str, Forecast]]:
+        """Of who sits here, by name, as they were ``put``; who ends last first."""
+        return ((name, forecast) for _, name, forecast in self._endings)
+
     def programs(self) -> Iterator[str]:
         """Who sits here."""
         return iter(self._tokens)

@@ -23,6 +23,9 @@ from agentsched.daemon.admin_api import AdminApi
 from agentsched.daemon.calls import Calls
 from agentsched.daemon.care import PrefixCare
 from agentsched.daemon.charges import ChargesMeter
+from agentsched.daemon.dashboard.live import Live
+from agentsched.daemon.dashboard.pages import Pages
+from agentsched.daemon.dashboard.recorded import STARTED, Recording
 from agentsched.daemon.delivery import Delivery
 from agentsched.daemon.errors import ApiError, engine_gone
 from agentsched.daemon.eventlog import EventLog, Limits
@@ -166,7 +169,10 @@ class Daemon:
                 _log.info("took up %d programs of an earlier daemon", count)
         stack.callback(self._gateway.close)
         await self._start_engines()
-        app = self._gateway.application(self._operations, body_limit_bytes=settings.body_limit_bytes)
+        pages = Pages(self._live, None if settings.log is None else Recording(settings.log))
+        app = self._gateway.application(
+            self._operations, pages.routes(), body_limit_bytes=settings.body_limit_bytes
+        )
         # A handler is cancelled when its client goes away: that is how calls learn of it.
         runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0, logger=http_log()
@@ -175,6 +181,7 @@ class Daemon:
         stack.push_async_callback(runner.cleanup)
         await self._listen(runner, listening)
         stack.push_async_callback(self._drain)
+        stack.callback(self._live.close)
         sweeper = asyncio.create_task(self._sweep(), name="idle programs")
         stack.push_async_callback(_cancel, sweeper)
 
@@ -213,7 +220,7 @@ class Daemon:
             policy=settings.policy,
             epoch=self._epoch,
             started_unix_s=time.time(),
-            run=self._run,
+            run=self._run | {STARTED: time.monotonic()},
         )
         return EventLog(settings.log, header, core, Limits(settings.log_bytes, settings.log_files))
 
@@ -224,7 +231,8 @@ class Daemon:
         gate = Gate()
         meter = ChargesMeter(self.accounts.charges, self.accounts.slo_ttft_s)
         tenancies = Tenancies(self.accounts, self._make_identities)
-        watchers: list[Watcher] = [self._programs, metrics, meter, *self._watchers]
+        self._live = Live(core, self._programs, settings.policy, logged=log is not None)
+        watchers: list[Watcher] = [self._programs, metrics, meter, self._live, *self._watchers]
         self._keeper: Keeper | None = None
         if database is not None:
             self._keeper = Keeper(database, core, self._programs, tenancies, self.accounts)

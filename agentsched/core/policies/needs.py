@@ -87,6 +87,14 @@ class Needs:
         growth_tokens = min(foreseen.growth_tokens, max(0, self._most_tokens - now_tokens) / calls_left)
         return Forecast(now_tokens, max(0.0, growth_tokens), calls_left)
 
+    def forecasts(self, state: State, engine: str) -> list[Forecast]:
+        """Of who sits there, as of now; who ends last is first."""
+        found = [
+            self.forecast(state, self._stale[name]) if name in self._stale else forecast
+            for name, forecast in self.ledgers[engine].forecasts()
+        ]
+        return sorted(found, key=lambda forecast: -forecast.calls_left)
+
     def by_room(self, program: Program, engines: Iterable[str]) -> list[str]:
         """Where its KV may be first, then by room."""
 

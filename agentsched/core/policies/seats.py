@@ -20,6 +20,7 @@ into the engine's KV times its overcommit (``forecast.predicted_peak``). Around 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterator
 
 from agentsched.core import events as ev
 from agentsched.core.forecast import Forecast
@@ -74,8 +75,7 @@ class Seats:
         self._trial_openings = Openings()
         self._looked_s = 0.0
         self._came: list[Program] = []
-        self._waited_s = 0.0
-        self._now = 0.0
+        self._waited_s = self._now = 0.0
 
     # What is seen
 
@@ -231,6 +231,16 @@ class Seats:
             factor = self._overcommit[engine].factor(len(ledger), self._waited_s, busy_s)
         return ledger.room_tokens * factor
 
+    def ledgers(self) -> Iterator[tuple[str, Ledger, float]]:
+        """Of each engine: name, ledger, and the bound as it was when it was last asked for."""
+        for name, ledger in sorted(self._ledgers.items()):
+            factor = self._overcommit[name].latest if self._with.overcommit else 1.0
+            yield name, ledger, ledger.room_tokens * factor
+
+    def first_in_line(self, state: State) -> Program | None:
+        """Who holds up those behind it, as last looked up."""
+        return self._turns.standing_first(state)
+
     def _turn_away(self, state: State, orders: Orders) -> None:
         """Backpressure: who came last is told to come back, where the line is too long."""
         came, self._came = self._came, []
@@ -330,6 +340,10 @@ class Seats:
     def forecast(self, state: State, program: Program) -> Forecast:
         """What it will need."""
         return self._needs.forecast(state, program)
+
+    def forecasts(self, state: State, engine: str) -> list[Forecast]:
+        """Of who sits there; who ends last is first."""
+        return self._needs.forecasts(state, engine)
 
     def _who_leaves(
         self,

@@ -131,6 +131,11 @@ class Turns:
             self._first = self._first_claim(state, now) or self._first
         return self._first
 
+    def standing_first(self, state: State) -> Program | None:
+        """Who stood first when that was looked up last, if it still waits."""
+        first = self._first
+        return None if first is None or state.queue.get(first.name) is not first else first
+
     def presses(self, program: Program, now: float) -> bool:
         """Whether it waits, and its deadline allows no further delay."""
         lost = now >= self._urgency.claims_until_s(program, now)
