@@ -31,6 +31,7 @@ from agentsched.cgroups.contract import (
     ToolSpec,
     Unsupported,
 )
+from agentsched.cgroups.controlled import Verdict
 from agentsched.cgroups.feedback import Seen, feedback
 from agentsched.cgroups.hints import Hint, hint_of
 from agentsched.cgroups.outputs import OnOutput, Outputs
@@ -75,6 +76,7 @@ def run_tool_sync(
     watch = _watch(sandbox, spec, on_progress)
     with sandbox.leaf(spec.tool_call) as (tool_call, leaf):
         unenforced = _configure(leaf, spec, hint, sandbox.capabilities)
+        sandbox.controlled.began(leaf, sandbox.program, sandbox.standing, spec, hint)
         if watch is not None:
             environment = watch.environment | environment
         environment.update(leaf.marks())
@@ -139,6 +141,12 @@ def _result(sandbox: Sandbox, spec: ToolSpec, run: _Run, unenforced: tuple[str, 
     ending = _ending(run, oom_kills)
     status = TIMED_OUT_STATUS if timed_out else run.pump.ended.exit_status
     told = run.watch.last() if run.watch is not None else None
+    verdict = sandbox.controlled.ended(
+        run.leaf,
+        used.peak_memory_bytes,
+        by_itself=ending is Ending.EXITED,
+        killed=ending in (Ending.KILLED, Ending.MEMORY_LIMIT),
+    )
     if ending is Ending.EXITED and run.watch is not None:
         sandbox.counts.learn(spec, run.watch.counted())
     seen = Seen(
@@ -150,6 +158,7 @@ def _result(sandbox: Sandbox, spec: ToolSpec, run: _Run, unenforced: tuple[str, 
         progress_source=told.source if told else "",
         hint=run.hint,
         hint_problem=run.hint_problem,
+        verdict=verdict,
     )
     return ToolResult(
         program=sandbox.program,
@@ -160,7 +169,7 @@ def _result(sandbox: Sandbox, spec: ToolSpec, run: _Run, unenforced: tuple[str, 
         usage=used,
         timed_out=timed_out,
         oom_killed=oom_kills > 0,
-        reason=_reason(spec, run.pump, timed_out, oom_kills),
+        reason=_reason(spec, run.pump, timed_out, oom_kills, verdict),
         backend=sandbox.capabilities.backend,
         feedback=feedback(spec, seen),
         unenforced=unenforced,
@@ -319,13 +328,15 @@ def _end(leaf: Leaf, process: subprocess.Popen[bytes], pump: Pump) -> None:
         pump.close()
 
 
-def _reason(spec: ToolSpec, pump: Pump, timed_out: bool, oom_kills: int) -> str:
+def _reason(spec: ToolSpec, pump: Pump, timed_out: bool, oom_kills: int, verdict: Verdict) -> str:
     ended = pump.ended
     if timed_out:
         return f"timed out after {spec.timeout_s:g} s"
     words = f"exited with {ended.exit_status}"
     if ended.signal_number:
         words = f"killed by {signal.Signals(ended.signal_number).name}"
+    if verdict.why:
+        words += "; it was ended for the memory that it held"
     if oom_kills:
         limit = f" of {spec.limits.memory_bytes} bytes" if spec.limits.memory_bytes else ""
         words += f"; the kernel killed {oom_kills} of its processes at the memory limit{limit}"

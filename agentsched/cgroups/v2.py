@@ -36,6 +36,16 @@ class V2Knobs:
         # a limit that may be exceeded into swap is none
         return (f"{self._folder}/memory.swap.max", "max" if limit_bytes is None else "0"), limit
 
+    def cap(self, limit_bytes: int | None, own_limit_bytes: int | None) -> Writes:
+        # memory.max, the leaf's own limit, stays as it is
+        return ((f"{self._folder}/memory.high", "max" if limit_bytes is None else str(limit_bytes)),)
+
+    def protect(self, folder: str, held_bytes: int) -> Writes:
+        return ((f"{folder}/memory.low", str(held_bytes)),)
+
+    def stopped(self) -> bool:
+        return False  # over memory.high tasks are slowed more and more, never stopped
+
     def cpu(self, cores: float | None) -> Writes:
         quota = "max" if cores is None else str(max(1000, round(cores * _PERIOD_US)))
         return ((f"{self._folder}/cpu.max", f"{quota} {_PERIOD_US}"),)

@@ -147,7 +147,9 @@ def test_what_was_learned_of_a_class_is_expected_of_it_and_a_hint_adds_to_it() -
 def test_cpu_weights_follow_tenant_intent_and_the_kv_that_waits() -> None:
     control = ToolControl()
     assert control.began(0.0, Call(tool_call="a", program="p")) == []
-    assert control.began(0.0, Call(tool_call="b", program="q", intent=200)) == [Weigh(program="q", weight=200)]
+    assert control.began(0.0, Call(tool_call="b", program="q", intent=200)) == [
+        Weigh(program="q", weight=200)
+    ]
     assert control.worth(Worth(program="p", weight=3.0)) == [Weigh(program="p", weight=300)]
     control.worth(Worth(program="p", kv_tokens=30_000))
     told = control.worth(Worth(program="q", kv_tokens=10_000))

@@ -95,8 +95,10 @@ class ToyHost:
         self.look_below_bytes = self.free_bytes - growth if growth else 0
 
     def _stopped(self, tool: Tool) -> bool:
-        return tool.cap_bytes is not None and tool.held_bytes >= min(tool.cap_bytes, tool.peak_bytes) and (
-            tool.held_bytes < tool.peak_bytes
+        return (
+            tool.cap_bytes is not None
+            and tool.held_bytes >= min(tool.cap_bytes, tool.peak_bytes)
+            and (tool.held_bytes < tool.peak_bytes)
         )
 
     def _grow(self, tool: Tool) -> bool:

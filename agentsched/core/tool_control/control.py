@@ -82,6 +82,7 @@ class ToolControl:
             return []
         if by_itself and not running.ending:
             self.memory.observe(running.call.key, peak_bytes)
+            self._expect(running.call.key, peak_bytes)
         if tool_call == self._first:
             self._first = None
         if not any(other.call.program == running.call.program for other in self._calls.values()):
@@ -130,12 +131,16 @@ class ToolControl:
         for name, what in seen.items():
             if (running := self._calls.get(name)) is not None:
                 running.memory_bytes, running.stopped = what.memory_bytes, what.stopped
+                if running.memory_bytes > running.soft_bytes:
+                    self._expect(running.call.key, running.memory_bytes)
         line = in_line(self._calls.values(), self._ranks(), self._first)
         self._first = line[0].call.tool_call if line else None
         spare = self.spare_bytes(host)
         was_tight, self.tight = self.tight, spare < self._kept_bytes(host) and bool(self._calls)
         if not self.tight:
-            self.next_look_s = now + self.terms.calm_look_s if self._calls else math.inf
+            near = self.until_tight_bytes(host) < 4 * self.terms.step_bytes
+            pause_s = self.terms.tight_look_s if near else self.terms.calm_look_s
+            self.next_look_s = now + pause_s if self._calls else math.inf
             return self._let_go(now) if was_tight else []
         self.next_look_s = now + self.terms.tight_look_s
         grants = self._grants(now, line, spare)
@@ -150,12 +155,19 @@ class ToolControl:
             assert self.tight or running.cap_bytes is None or running.ending, "a cap outlived its cause"
             assert self.tight or running.frozen_since_s is None, "a freeze outlived its cause"
 
+    def _expect(self, key: str, least_bytes: int) -> None:
+        """A call of this class took so much, so the others of it may as well."""
+        for running in self._calls.values():
+            if running.call.key == key and running.soft_bytes < least_bytes:
+                limit = running.call.limit_bytes
+                running.soft_bytes = least_bytes if limit is None else min(limit, least_bytes)
+
     def _kept_bytes(self, host: HostSeen) -> int:
         """What must be left beside the reserve for growth to be free: with what the first in line is still
         expected to need, it at least can come to its end (and then the next one) with nobody ended for it."""
         share = self.terms.ease_share if self.tight else self.terms.tight_share
         first = self._calls.get(self._first) if self._first is not None else None
-        rest = max(0, first.soft_bytes - first.memory_bytes) if first is not None else 0
+        rest = first.want_bytes(0) if first is not None else 0
         return int(share * host.total_bytes) + rest
 
     def _standing(self, program: str) -> Standing:

@@ -48,7 +48,8 @@ class Running:
         return self.stopped or (cap is not None and self.memory_bytes >= cap - cap // NEAR)
 
     def want_bytes(self, step_bytes: int) -> int:
-        """What it may still need. One that needed more than was expected is asked for by what it holds."""
+        """What it may still need: what is expected, or a quarter of what it holds, if that is more than was
+        expected."""
         if self.call.limit_bytes is not None and self.memory_bytes >= self.call.limit_bytes:
             return 0
         rest = self.soft_bytes - self.memory_bytes
