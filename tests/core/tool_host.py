@@ -83,12 +83,12 @@ class ToyHost:
 
     def look(self) -> None:
         host = HostSeen(total_bytes=self.total_bytes, free_bytes=max(0, self.free_bytes))
-        seen = {}
-        if self.control.needs_usage(host):
-            seen = {
-                tool.call.tool_call: Seen(memory_bytes=tool.held_bytes, stopped=self._stopped(tool))
-                for tool in self.live
-            }
+        everybody = self.control.needs_usage(host)
+        seen = {
+            tool.call.tool_call: Seen(memory_bytes=tool.held_bytes, stopped=self._stopped(tool))
+            for tool in self.live
+            if everybody or tool.call.tool_call == self.control.first
+        }
         self._do(self.control.looked(self.now, host, seen))
         self.control.check_invariants()
         growth = self.control.until_tight_bytes(host)
@@ -103,7 +103,7 @@ class ToyHost:
 
     def _grow(self, tool: Tool) -> bool:
         """Whether it hit its cap just now, or ended."""
-        before = self._stopped(tool)
+        before, held = self._stopped(tool), tool.held_bytes
         if not tool.frozen:
             room = tool.peak_bytes if tool.cap_bytes is None else tool.cap_bytes
             if tool.held_bytes < tool.peak_bytes:
@@ -113,7 +113,7 @@ class ToyHost:
             else:
                 tool.work_s -= STEP_S
         self.overrun_bytes = max(self.overrun_bytes, -self.free_bytes)
-        if self._stopped(tool) or tool.frozen:
+        if tool.held_bytes == held and (self._stopped(tool) or tool.frozen):
             tool.stopped_s += STEP_S
             tool.longest_stop_s = max(tool.longest_stop_s, tool.stopped_s)
         else:

@@ -88,6 +88,9 @@ class Client:
             if self._connection is not None:
                 self._connection.shutdown(socket.SHUT_RDWR)
             self._changed.notify_all()
+        for process in _started:
+            if process.poll() is None:
+                process.returncode = 0  # it outlives this process, whose parent then inherits it
 
     def forsake(self) -> None:
         """In a forked child: the connection is the parent's."""
@@ -188,4 +191,4 @@ def _start() -> subprocess.Popen[bytes]:
 
 
 _started: list[subprocess.Popen[bytes]] = []
-"""Those that this process started: kept, so that their end is no warning; they outlive it."""
+"""Those that this process started."""

@@ -49,6 +49,11 @@ class _Call:
     done: ms.Done
     touched: bool = False
 
+    def seen(self) -> tc.Seen:
+        """What it holds now."""
+        knobs = self.place.knobs()
+        return tc.Seen(memory_bytes=knobs.memory_now(), stopped=knobs.stopped())
+
 
 @dataclass
 class _Pool:
@@ -249,13 +254,14 @@ class Server:
 
     def _look(self, pool: _Pool) -> None:
         host = pool.view.seen()
+        everybody = pool.control.needs_usage(host)
         seen = {}
-        if pool.control.needs_usage(host):
-            for leaf, call in self._calls.items():
-                if call.pool is pool:
-                    knobs = call.place.knobs()
-                    seen[leaf] = tc.Seen(memory_bytes=knobs.memory_now(), stopped=knobs.stopped())
-        if seen:
+        for leaf, call in self._calls.items() if everybody else ():
+            if call.pool is pool:
+                seen[leaf] = call.seen()
+        if (first := pool.control.first) is not None and not everybody:
+            seen[first] = self._calls[first].seen()
+        if everybody:
             _log.info("%s, calls hold %s MiB", host, [what.memory_bytes >> 20 for what in seen.values()])
         self._carry_out(pool, pool.control.looked(time.monotonic(), host, seen))
         self._watch(pool, host)

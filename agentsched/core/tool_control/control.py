@@ -57,16 +57,19 @@ class ToolControl:
         """When ``looked`` should be called next, if nothing happens before."""
         self._calls: dict[str, Running] = {}
         self._programs: dict[str, Standing] = {}
-        self._first: str | None = None
+        self.first: str | None = None
+        """The call that is first in line, as of the last look: what it holds must be seen in every look."""
         self._number = 0
+        self._now = 0.0
         self._settled_s = -math.inf
 
     def began(self, now: float, call: Call) -> list[Action]:
         """A call runs. Its name must be new."""
+        self._now = now
         self._number += 1
         expected = self.memory.peak_bytes(call.key, call.stated_bytes)
         soft = expected if call.limit_bytes is None else min(expected, call.limit_bytes)
-        running = self._calls[call.tool_call] = Running(call, self._number, soft)
+        running = self._calls[call.tool_call] = Running(call, self._number, soft, now)
         self._standing(call.program)
         self.next_look_s = min(self.next_look_s, now + self.terms.tight_look_s)
         actions = self._weigh()
@@ -83,8 +86,8 @@ class ToolControl:
         if by_itself and not running.ending:
             self.memory.observe(running.call.key, peak_bytes)
             self._expect(running.call.key, peak_bytes)
-        if tool_call == self._first:
-            self._first = None
+        if tool_call == self.first:
+            self.first = None
         if not any(other.call.program == running.call.program for other in self._calls.values()):
             standing = self._programs[running.call.program]
             standing.told_weight = 100
@@ -123,18 +126,22 @@ class ToolControl:
         return max(0, self.spare_bytes(host) - self._kept_bytes(host))
 
     def needs_usage(self, host: HostSeen) -> bool:
-        """Whether ``looked`` has to know what each call holds."""
+        """Whether ``looked`` has to know what each call holds, not only the first in line."""
         return self.tight or self.until_tight_bytes(host) == 0
 
     def looked(self, now: float, host: HostSeen, seen: Mapping[str, Seen]) -> list[Action]:
-        """What was seen of the host, and of calls: all of them, where ``needs_usage`` says so."""
+        """What was seen of the host, and of calls: the first in line, or all, if ``needs_usage`` says so."""
+        self._now = now
         for name, what in seen.items():
             if (running := self._calls.get(name)) is not None:
-                running.memory_bytes, running.stopped = what.memory_bytes, what.stopped
+                running.grows_to(now, what.memory_bytes)
+                running.stopped = what.stopped
                 if running.memory_bytes > running.soft_bytes:
                     self._expect(running.call.key, running.memory_bytes)
-        line = in_line(self._calls.values(), self._ranks(), self._first)
-        self._first = line[0].call.tool_call if line else None
+        line = in_line(self._calls.values(), self._ranks(), self.first)
+        if line and line[0].call.tool_call != self.first:
+            line[0].grew_s = now  # before, nobody looked whether it grew
+        self.first = line[0].call.tool_call if line else None
         spare = self.spare_bytes(host)
         was_tight, self.tight = self.tight, spare < self._kept_bytes(host) and bool(self._calls)
         if not self.tight:
@@ -148,7 +155,7 @@ class ToolControl:
 
     def check_invariants(self) -> None:
         """Raises AssertionError if what is known contradicts itself."""
-        assert self._first is None or self._first in self._calls
+        assert self.first is None or self.first in self._calls
         for name, running in self._calls.items():
             assert running.call.tool_call == name
             assert running.call.program in self._programs
@@ -166,8 +173,8 @@ class ToolControl:
         """What must be left beside the reserve for growth to be free: with what the first in line is still
         expected to need, it at least can come to its end (and then the next one) with nobody ended for it."""
         share = self.terms.ease_share if self.tight else self.terms.tight_share
-        first = self._calls.get(self._first) if self._first is not None else None
-        rest = first.want_bytes(0) if first is not None else 0
+        first = self._calls.get(self.first) if self.first is not None else None
+        rest = first.want_bytes(self._now, 0) if first is not None else 0
         return int(share * host.total_bytes) + rest
 
     def _standing(self, program: str) -> Standing:
@@ -215,7 +222,7 @@ class ToolControl:
         step = self.terms.step_bytes
         asks = [
             Asks(
-                running.want_bytes(step),
+                running.want_bytes(now, step),
                 max(0, (running.cap_bytes or 0) - running.memory_bytes),
                 now >= running.granted_s + self.terms.pace_s,
             )
@@ -243,17 +250,15 @@ class ToolControl:
     ) -> list[Action]:
         actions = list[Action]()
         for running, grant in zip(line, grants, strict=True):
-            if running.waits(now) >= self.terms.stall_s and grant < self.terms.step_bytes:
+            starved = grant < self.terms.step_bytes or running.frozen_since_s is not None
+            if running.waits(now) >= self.terms.stall_s and starved:
                 why = Why.WAITED if len(line) > 1 else Why.TOO_BIG
                 actions.append(self._kill(now, running, why))
-        if now < self._settled_s:
-            return actions
-        reserve = self.terms.reserve_bytes(host.total_bytes)
-        if host.free_bytes < reserve // 2:
-            return actions + self._emergency(now, line)
+        if host.free_bytes < self.terms.reserve_bytes(host.total_bytes) // 2:
+            return actions + (self._emergency(now, line) if now >= self._settled_s else [])
         for running in line:
             actions += self._thaw(running)
-        victim = self._yields(now, line)
+        victim = self._yields(now, line) if now >= self._settled_s else None
         return actions if victim is None else [*actions, self._kill(now, victim, Why.SHORT)]
 
     def _emergency(self, now: float, line: Sequence[Running]) -> list[Action]:

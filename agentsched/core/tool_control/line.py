@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from agentsched.core.tool_control.vocabulary import Call
 
+HALF_S = 5.0
+"""What a call is expected to need yet halves in so long, if it does not grow."""
+
 NEAR = 64
 """A call is at its cap if less than this part of it is free: the kernel reclaims its cache over and over
 there, and it goes on at a crawl."""
@@ -31,7 +34,10 @@ class Running:
     call: Call
     number: int
     soft_bytes: int
+    grew_s: float
+    """When it was last seen to hold more than ever."""
     memory_bytes: int = 0
+    most_bytes: int = 0
     stopped: bool = False
     cap_bytes: int | None = None
     granted_s: float = -math.inf
@@ -47,13 +53,23 @@ class Running:
         cap = self.cap_bytes
         return self.stopped or (cap is not None and self.memory_bytes >= cap - cap // NEAR)
 
-    def want_bytes(self, step_bytes: int) -> int:
+    def grows_to(self, now: float, memory_bytes: int) -> None:
+        """So much it holds now."""
+        if memory_bytes > self.most_bytes + self.most_bytes // NEAR:
+            self.most_bytes, self.grew_s = memory_bytes, now
+        self.memory_bytes = memory_bytes
+
+    def want_bytes(self, now: float, step_bytes: int) -> int:
         """What it may still need: what is expected, or a quarter of what it holds, if that is more than was
-        expected."""
+        expected; less and less, the longer it has not grown without being held back."""
         if self.call.limit_bytes is not None and self.memory_bytes >= self.call.limit_bytes:
             return 0
         rest = self.soft_bytes - self.memory_bytes
-        return rest if rest > 0 else max(step_bytes, self.memory_bytes // 4)
+        if rest <= 0:
+            rest = self.memory_bytes // 4
+        if not self.at_cap:
+            rest = int(rest * 0.5 ** ((now - self.grew_s) / HALF_S))
+        return max(step_bytes, rest)
 
     def waits(self, now: float) -> float:
         """For how long it has waited by now without a break, seconds."""
