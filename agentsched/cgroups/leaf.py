@@ -163,10 +163,6 @@ class CgroupLeaf:
     def oom_kills(self) -> int:
         return self._knobs.oom_kills()
 
-    def entered(self) -> bool:
-        # the v2 folder is entered last, and nothing can exec there without using CPU time
-        return tree.keyed(tree.read_if_there(f"{self.folder}/cpu.stat"), "usage_usec") > 0
-
     def entries(self) -> list[str]:
         return [f"{folder}/cgroup.procs" for folder in (*self._twins.values(), self.folder)]
 

@@ -1,17 +1,9 @@
-"""Runs one tool call in a leaf: in it before the command is executed, and nothing left after it.
-
-A process must enter its leaf before it becomes the user's command, else its first children escape.
-Code between fork and exec (``preexec_fn``) is not safe in a process with threads, and v1 has no
-clone-into-cgroup. So the child is first a tiny ``sh`` that writes itself into the leaf and then
-executes the command in its own place; ``subprocess`` starts it with vfork, whatever the size of
-this process. Should entering fail, it exits before anything of the user's has run.
-"""
+"""Runs one tool call in a leaf: in it before the command is executed (``starting``), and nothing left
+after it."""
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentsched.cgroups.contract import (
+    MOST_PIDS,
     Cancelled,
     Capabilities,
     CommandUnusable,
@@ -36,6 +29,7 @@ from agentsched.cgroups.feedback import Seen, feedback
 from agentsched.cgroups.hints import Hint, hint_of
 from agentsched.cgroups.outputs import OnOutput, Outputs
 from agentsched.cgroups.pump import Cancel, Capture, Outcome, Pump
+from agentsched.cgroups.starting import start
 
 if TYPE_CHECKING:
     import asyncio
@@ -46,9 +40,6 @@ if TYPE_CHECKING:
 OnStart = Callable[[Leaf, int], None]
 
 TIMED_OUT_STATUS = 124
-_NOT_ENTERED_STATUS = 125
-_ENTER = 'while [ "$1" != -- ]; do echo 0 >"$1" || exit 125; shift; done; shift; exec "$@"'
-_SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DEATH_S = 10.0
 
 
@@ -82,7 +73,7 @@ def run_tool_sync(
         environment.update(leaf.marks())
         outputs = Outputs(spec, argv, watch, on_output)
         try:
-            process = _start(outputs, spec, environment, leaf.entries())
+            process = start(outputs, spec, environment, leaf)
             pump = Pump(process, outputs.capture, cancel)
             try:
                 outputs.start()
@@ -129,9 +120,6 @@ def _check(sandbox: Sandbox, run: _Run) -> None:
         raise Cancelled(f"{run.tool_call} was cancelled")
     if sandbox.closed:
         raise Cancelled(f"{run.tool_call} ended with its sandbox, which was closed")
-    if run.pump.ended.exit_status == _NOT_ENTERED_STATUS and not run.leaf.entered():
-        said = run.capture.result().decode(errors="replace")
-        raise HostRefused(f"{run.tool_call} could not enter its leaf: {said}")
 
 
 def _result(sandbox: Sandbox, spec: ToolSpec, run: _Run, unenforced: tuple[str, ...]) -> ToolResult:
@@ -272,6 +260,8 @@ def _configure(leaf: Leaf, spec: ToolSpec, hint: Hint | None, can: Capabilities)
     weight = hint.cpu_weight if hint else None
     if weight is not None:
         asked.append(("CPU weight", weight, lambda: leaf.weigh_cpu(weight)))
+    if spec.limits.pids is None and can.pids_limit:
+        leaf.limit_pids(MOST_PIDS)
     unenforced = []
     for name, value, setter in asked:
         if value is None:
@@ -281,32 +271,6 @@ def _configure(leaf: Leaf, spec: ToolSpec, hint: Hint | None, can: Capabilities)
         except Unsupported:
             unenforced.append(name)
     return tuple(unenforced)
-
-
-def _start(
-    outputs: Outputs, spec: ToolSpec, environment: dict[str, str], entries: list[str]
-) -> subprocess.Popen[bytes]:
-    argv = outputs.argv
-    if entries:
-        # a shell drops variables whose names it cannot hold, so env(1) sets those behind it
-        odd = [f"{name}={value}" for name, value in environment.items() if not _SHELL_NAME.fullmatch(name)]
-        argv = ["/bin/sh", "-c", _ENTER, "agentsched", *entries, "--", *(["env", *odd] if odd else []), *argv]
-    try:
-        return subprocess.Popen(
-            argv,
-            cwd=spec.cwd,
-            env=environment,
-            stdin=None if spec.passthrough else subprocess.DEVNULL,
-            stdout=outputs.stdout,
-            stderr=outputs.stderr,
-            pass_fds=outputs.pass_fds,
-            start_new_session=True,
-            bufsize=0,
-        )
-    except OSError as error:
-        if error.errno == errno.ENOEXEC:
-            raise CommandUnusable(f"not executable: {argv[0]} (no program and no #! line)", 126) from error
-        raise HostRefused(f"cannot start {spec.command_class}: {error.strerror}") from error
 
 
 def _end(leaf: Leaf, process: subprocess.Popen[bytes], pump: Pump) -> None:
