@@ -14,6 +14,8 @@ import sys
 import threading
 import time
 
+import msgspec
+
 from agentsched.cgroups.control import messages as ms
 
 _log = logging.getLogger(__name__)
@@ -107,6 +109,7 @@ class Client:
 
     def _serve(self) -> None:
         """The thread: connected as long as there are calls or the connection holds."""
+        again = False
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._live or self._closed)
@@ -122,7 +125,8 @@ class Client:
             with self._changed:
                 self._connection = connection
                 for began in self._live.values():
-                    self._send(began)
+                    self._send(msgspec.structs.replace(began, again=again))
+            again = True
             self._listen(connection)
             with self._changed:
                 self._connection = None

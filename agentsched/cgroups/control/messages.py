@@ -20,8 +20,9 @@ LONGEST = 1 << 16
 
 
 class Began(msgspec.Struct, tag=True, frozen=True, kw_only=True):
-    """A call is about to run. ``leaf``: its v2 folder, by which it is known; ``folders``: by hierarchy. The
-    rest as in ``core.tool_control.Call`` and ``Worth``."""
+    """A call is about to run. ``leaf``: its v2 folder, by which it is known; ``folders``: by hierarchy.
+    ``again``: it runs already, and another controller knew of it. The rest as in ``core.tool_control.Call``
+    and ``Worth``."""
 
     leaf: str
     folders: dict[str, str]
@@ -33,6 +34,7 @@ class Began(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     intent: int = 100
     weight: float | None = None
     priority: int | None = None
+    again: bool = False
 
 
 class Ended(msgspec.Struct, tag=True, frozen=True, kw_only=True):

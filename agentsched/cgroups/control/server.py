@@ -198,7 +198,8 @@ class Server:
             limit_bytes=began.limit_bytes,
             intent=began.intent,
         )
-        self._hands.reset(place)
+        if began.again:
+            self._hands.reset(place)
         done = ms.Done(leaf=began.leaf)
         self._calls[began.leaf] = _Call(place, began.program, pool, client, done)
         client.leaves[began.leaf] = None
