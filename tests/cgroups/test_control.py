@@ -188,7 +188,7 @@ def controllers(host: HostLeaf) -> list[int]:
     found = []
     for pid in tree.pids(host.folder):
         try:
-            if b"control.server" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if b"control.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(pid)
         except OSError:
             continue

@@ -26,7 +26,7 @@ SWITCH = "AGENTSCHED_CONTROL"
 ANSWER_S = 0.5
 """A call that was held back waits so long at its end to hear why."""
 
-_BOOT = "import sys; sys.path[:] = {path!r}; from agentsched.cgroups.control.server import main; main()"
+_BOOT = "import sys; sys.path[:] = {path!r}; from agentsched.cgroups.control.process import main; main()"
 _BOOT_S = 10.0
 _RETRY_S = 0.02
 _REST_S = 30.0
@@ -118,7 +118,8 @@ class Client:
             connection = _connect()
             if connection is None:
                 _log.warning(
-                    "tool calls are not controlled: no controller can be started (see %s.server)", __package__
+                    "tool calls are not controlled: no controller can be started (see %s.process)",
+                    __package__,
                 )
                 time.sleep(_REST_S)
                 continue

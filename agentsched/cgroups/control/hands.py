@@ -81,7 +81,8 @@ class Hands:
         for margin in _MARGINS:
             wanted = max(wanted, knobs.memory_now() + margin) if margin else wanted
             try:
-                self._write(knobs.cap(wanted, place.limit_bytes))
+                for path, text in knobs.cap(wanted, place.limit_bytes):
+                    tree.write_if_there(path, text)
                 return
             except OSError as error:
                 if error.errno != errno.EBUSY:
@@ -173,7 +174,11 @@ class Hands:
     @staticmethod
     def _write(writes: Writes) -> None:
         for path, text in writes:
-            tree.write_if_there(path, text)
+            try:
+                tree.write_if_there(path, text)
+            except OSError as error:
+                # one setting that cannot be made must not keep the others from it
+                _log.warning("cannot write %r to %s: %s", text, path, error)
 
 
 def _above(leaf: str) -> list[str]:

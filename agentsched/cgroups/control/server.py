@@ -10,20 +10,16 @@ from __future__ import annotations
 import logging
 import os
 import select
-import signal
 import socket
-import sys
 import time
 from dataclasses import dataclass, field
 
 import msgspec
 
-from agentsched.cgroups import names
 from agentsched.cgroups.control import messages as ms
 from agentsched.cgroups.control.hands import RENEW_S, Hands, Place
 from agentsched.cgroups.control.hosts import HostView, host_of
-from agentsched.cgroups.control.sources import Source, open_source
-from agentsched.cgroups.guard import Guard
+from agentsched.cgroups.control.sources import Source
 from agentsched.core import tool_control as tc
 from agentsched.graphs.predict import MemoryModel
 
@@ -65,6 +61,9 @@ class _Pool:
     """Folders above its leaves whose growth is watched, each with one of its calls."""
     watched: dict[str, int] = field(default_factory=dict)
     weights: dict[str, int] = field(default_factory=dict)
+    """CPU weights of folders, where they are not the usual."""
+    programs: dict[str, int] = field(default_factory=dict)
+    """CPU weights of programs."""
 
 
 class Server:
@@ -208,6 +207,7 @@ class Server:
             worth = tc.Worth(program=began.program, weight=began.weight, priority=began.priority)
             actions += pool.control.worth(worth)
         self._carry_out(pool, actions)
+        self._reweigh(pool, place)
 
     def _pool(self, place: Place) -> _Pool:
         # leaf, program, instance, and the folder of all instances in one place
@@ -231,7 +231,7 @@ class Server:
         for source in self._sources:
             source.forget(call.place.memory)
         self._carry_out(pool, actions)
-        self._weigh_instances(pool)
+        self._reweigh(pool, call.place)
         if not any(other.pool is pool for other in self._calls.values()):
             self._forget(pool)
         return msgspec.structs.replace(call.done, waited_s=waited_s)
@@ -242,8 +242,6 @@ class Server:
             for source in self._sources:
                 source.forget(folder)
             self._hands.alarm(folder, None)
-        for folder in pool.weights:
-            self._hands.weigh(folder, 100, v1=next(iter(pool.trees.values())).v1)
         del self._pools[pool.view.name]
 
     def _concerns(self, pool: _Pool, touched: set[str]) -> bool:
@@ -280,6 +278,7 @@ class Server:
             # a new threshold for each page would cost more than a look too many
             if abs(limit - pool.watched.get(folder, 0)) > max(1 << 20, growth // 16):
                 pool.watched[folder] = limit
+                _log.info("looks when %s holds %d bytes", folder, limit)
                 if not place.v1:
                     self._hands.alarm(folder, limit)
                 for source in self._sources:
@@ -289,9 +288,9 @@ class Server:
 
     def _carry_out(self, pool: _Pool, actions: list[tc.Action]) -> None:
         for action in actions:
-            _log.info("%s", action)
             try:
                 self._do(pool, action)
+                _log.info("%s", action)
             except OSError as error:
                 _log.warning("%s failed: %s", action, error)
 
@@ -327,29 +326,29 @@ class Server:
                 self._hands.kill(call.place)
 
     def _weigh(self, pool: _Pool, action: tc.Weigh) -> None:
+        pool.programs[action.program] = action.weight
         for call in self._calls.values():
             if call.pool is pool and call.program == action.program:
-                folder = os.path.dirname(call.place.cpu)
-                if pool.weights.get(folder) != action.weight:
-                    pool.weights[folder] = action.weight
-                    self._hands.weigh(folder, action.weight, v1=call.place.v1)
-        self._weigh_instances(pool)
+                self._weigh_folder(pool, os.path.dirname(call.place.cpu), action.weight, call.place)
 
-    def _weigh_instances(self, pool: _Pool) -> None:
-        """An instance counts as much as its programs together, whosoever process they are of."""
-        programs = {os.path.dirname(c.place.cpu): c.place for c in self._calls.values() if c.pool is pool}
-        sums: dict[str, int] = {}
-        for folder in programs:
-            instance = os.path.dirname(folder)
-            sums[instance] = sums.get(instance, 0) + pool.weights.get(folder, 100)
+    def _weigh_folder(self, pool: _Pool, folder: str, weight: int, place: Place) -> None:
+        if pool.weights.get(folder, 100) != weight:
+            pool.weights[folder] = weight
+            self._hands.weigh(folder, weight, v1=place.v1)
+
+    def _reweigh(self, pool: _Pool, place: Place) -> None:
+        """A call began or ended in this place: its program's folder counts if it has calls, and an instance
+        as much as its programs together, whosoever process they are of."""
+        calls = [call for call in self._calls.values() if call.pool is pool]
+        programs = {os.path.dirname(call.place.cpu): call.program for call in calls}
+        folder = os.path.dirname(place.cpu)
+        self._weigh_folder(pool, folder, pool.programs.get(programs.get(folder, ""), 100), place)
+        sums: dict[str, int] = {os.path.dirname(folder): 0}
+        for program in programs:
+            instance = os.path.dirname(program)
+            sums[instance] = sums.get(instance, 0) + pool.weights.get(program, 100)
         for instance, weight in sums.items():
-            weight = min(10_000, weight)
-            if pool.weights.get(instance, 100) != weight:
-                pool.weights[instance] = weight
-                place = next(
-                    place for folder, place in programs.items() if os.path.dirname(folder) == instance
-                )
-                self._hands.weigh(instance, weight, v1=place.v1)
+            self._weigh_folder(pool, instance, min(10_000, weight or 100), place)
 
     def _touch(self, call: _Call) -> None:
         if not call.touched:
@@ -362,43 +361,3 @@ class Server:
         except OSError as error:
             # it reads too late or is gone, which its descriptor tells next
             _log.info("a runtime was not told: %s", error)
-
-
-def main() -> None:
-    """Be the controller, unless there is one."""
-    for name in ("SIGINT", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGUSR1", "SIGUSR2", "SIGPIPE"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    log = os.environ.get("AGENTSCHED_CONTROL_LOG")
-    if log:
-        logging.basicConfig(filename=log, level=logging.INFO, format="%(asctime)s %(message)s")
-    listener = ms.new_socket()
-    try:
-        listener.bind(ms.address())
-    except OSError:
-        return  # another one was faster
-    listener.listen(128)
-    listener.setblocking(False)
-    guard = Guard(names.new_instance())
-    guard.watch([])
-    environment = os.environ.get
-    sources = [open_source(environment("AGENTSCHED_CONTROL_SOURCE", ""))]
-    server = Server(listener, Hands(guard), sources, terms_of(dict(os.environ)))
-    try:
-        server.serve(float(environment("AGENTSCHED_CONTROL_LINGER_S", LINGER_S)))
-    finally:
-        server.close()
-        guard.close(wait=False)
-
-
-def terms_of(environment: dict[str, str]) -> tc.Terms:
-    """The terms with what ``AGENTSCHED_CONTROL_TERMS`` changes, as JSON. Raises ``ValueError``."""
-    text = environment.get("AGENTSCHED_CONTROL_TERMS")
-    try:
-        return msgspec.json.decode(text, type=tc.Terms) if text else tc.Terms()
-    except msgspec.DecodeError as error:
-        raise ValueError(f"AGENTSCHED_CONTROL_TERMS: {error}") from error
-
-
-if __name__ == "__main__":
-    main()
