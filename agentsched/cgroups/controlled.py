@@ -54,6 +54,11 @@ class Controlled:
             self._client = Client() if switched_on() else None
 
     @property
+    def on(self) -> bool:
+        """Whether calls can be controlled here and are to be."""
+        return self._client is not None
+
+    @property
     def connected(self) -> bool:
         """Whether a controller hears of the calls now."""
         return self._client is not None and self._client.connected

@@ -19,6 +19,9 @@ from agentsched.cgroups.leaf import CgroupBackend, Writes
 
 WANTED = ("cpu", "memory", "pids")
 _PERIOD_US = 100_000
+_STALLED_PERCENT = 5.0
+"""Of the last 10 s; one that holds what it needs at its cap does not wait."""
+
 _ADVICE = "start under `systemd-run --user --scope -p Delegate=yes`, or delegate a cgroup of its own"
 
 
@@ -44,7 +47,12 @@ class V2Knobs:
         return ((f"{folder}/memory.low", str(held_bytes)),)
 
     def stopped(self) -> bool:
-        return False  # over memory.high tasks are slowed more and more, never stopped
+        # over memory.high tasks are slowed more and more: to a stop, for all that matters
+        cap = tree.read_if_there(f"{self._folder}/memory.high").strip()
+        if not cap.isdigit() or self.memory_now() < int(cap) - int(cap) // 64:
+            return False
+        some = tree.read_if_there(f"{self._folder}/memory.pressure").partition("avg10=")[2]
+        return float(some.split()[0]) >= _STALLED_PERCENT if some else True
 
     def cpu(self, cores: float | None) -> Writes:
         quota = "max" if cores is None else str(max(1000, round(cores * _PERIOD_US)))

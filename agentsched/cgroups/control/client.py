@@ -117,10 +117,7 @@ class Client:
                     return
             connection = _connect()
             if connection is None:
-                _log.warning(
-                    "tool calls are not controlled: no controller can be started (see %s.process)",
-                    __package__,
-                )
+                _log.warning("tool calls are not controlled: %s.process cannot be started", __package__)
                 time.sleep(_REST_S)
                 continue
             with self._changed:

@@ -62,7 +62,7 @@ def terms_of(environment: dict[str, str]) -> Terms:
 
 
 def _come_first() -> None:
-    """Ask for CPU time at once, and to be killed last: it is needed most when the machine is short of both."""
+    """Ask for CPU time at once, and to be killed last: it is needed when the machine is short of both."""
     try:
         os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:

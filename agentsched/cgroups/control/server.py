@@ -26,6 +26,8 @@ from agentsched.graphs.predict import MemoryModel
 _log = logging.getLogger("agentsched.control")
 
 LINGER_S = 30.0
+FIRST_S = 5.0
+"""So much longer at first: whoever started it is to connect."""
 
 
 @dataclass
@@ -82,7 +84,7 @@ class Server:
         self._clients: dict[int, _Client] = {}
         self._epoll = select.epoll()
         self._renew_s = time.monotonic() + RENEW_S
-        self._alone_since_s = time.monotonic()
+        self._alone_since_s = time.monotonic() + FIRST_S
         for fd in (listener.fileno(), *(s.fileno() for s in sources if s.fileno() >= 0)):
             self._epoll.register(fd, select.EPOLLIN)
 

@@ -61,13 +61,14 @@ class ToolControl:
         """The call that is first in line, as of the last look: what it holds must be seen in every look."""
         self._number = 0
         self._now = 0.0
+        self._step = self.terms.step_bytes
         self._settled_s = -math.inf
 
     def began(self, now: float, call: Call) -> list[Action]:
         """A call runs. Its name must be new."""
         self._now = now
         self._number += 1
-        expected = self.memory.peak_bytes(call.key, call.stated_bytes)
+        expected = self.memory.usual_bytes(call.key, call.stated_bytes)
         soft = expected if call.limit_bytes is None else min(expected, call.limit_bytes)
         running = self._calls[call.tool_call] = Running(call, self._number, soft, now)
         self._standing(call.program)
@@ -75,7 +76,7 @@ class ToolControl:
         actions = self._weigh()
         if self.tight:
             self.next_look_s = now
-            actions += self._cap(running, self.terms.step_bytes)
+            actions += self._cap(running, self._step)
         return actions
 
     def ended(self, now: float, tool_call: str, peak_bytes: int, *, by_itself: bool) -> list[Action]:
@@ -85,7 +86,6 @@ class ToolControl:
             return []
         if by_itself and not running.ending:
             self.memory.observe(running.call.key, peak_bytes)
-            self._expect(running.call.key, peak_bytes)
         if tool_call == self.first:
             self.first = None
         if not any(other.call.program == running.call.program for other in self._calls.values()):
@@ -109,7 +109,7 @@ class ToolControl:
         return self._weigh()
 
     def soft_bytes(self, tool_call: str) -> int:
-        """What the call is expected to need at most: worth a look when it holds more."""
+        """What the call is expected to need: one that holds more comes later in the line."""
         return self._calls[tool_call].soft_bytes
 
     def waited_s(self, now: float, tool_call: str) -> float:
@@ -136,8 +136,6 @@ class ToolControl:
             if (running := self._calls.get(name)) is not None:
                 running.grows_to(now, what.memory_bytes)
                 running.stopped = what.stopped
-                if running.memory_bytes > running.soft_bytes:
-                    self._expect(running.call.key, running.memory_bytes)
         line = in_line(self._calls.values(), self._ranks(), self.first)
         if line and line[0].call.tool_call != self.first:
             line[0].grew_s = now  # before, nobody looked whether it grew
@@ -145,11 +143,13 @@ class ToolControl:
         spare = self.spare_bytes(host)
         was_tight, self.tight = self.tight, spare < self._kept_bytes(host) and bool(self._calls)
         if not self.tight:
-            near = self.until_tight_bytes(host) < 4 * self.terms.step_bytes
+            self._step = self.terms.step(host.total_bytes)
+            near = self.until_tight_bytes(host) < 4 * self._step
             pause_s = self.terms.tight_look_s if near else self.terms.calm_look_s
             self.next_look_s = now + pause_s if self._calls else math.inf
             return self._let_go(now) if was_tight else []
         self.next_look_s = now + self.terms.tight_look_s
+        self._step = self.terms.step(host.total_bytes)
         grants = self._grants(now, line, spare)
         return self._rationed(now, line, grants) + self._end_waits(now, host, line, grants)
 
@@ -161,13 +161,6 @@ class ToolControl:
             assert running.call.program in self._programs
             assert self.tight or running.cap_bytes is None or running.ending, "a cap outlived its cause"
             assert self.tight or running.frozen_since_s is None, "a freeze outlived its cause"
-
-    def _expect(self, key: str, least_bytes: int) -> None:
-        """A call of this class took so much, so the others of it may as well."""
-        for running in self._calls.values():
-            if running.call.key == key and running.soft_bytes < least_bytes:
-                limit = running.call.limit_bytes
-                running.soft_bytes = least_bytes if limit is None else min(limit, least_bytes)
 
     def _kept_bytes(self, host: HostSeen) -> int:
         """What must be left beside the reserve for growth to be free: with what the first in line is still
@@ -219,7 +212,7 @@ class ToolControl:
         return actions
 
     def _grants(self, now: float, line: Sequence[Running], spare: int) -> list[int]:
-        step = self.terms.step_bytes
+        step = self._step
         asks = [
             Asks(
                 running.want_bytes(now, step),
@@ -234,11 +227,11 @@ class ToolControl:
         """Caps for all, and protection for the first; who waits and who does not."""
         actions = list[Action]()
         for index, (running, grant) in enumerate(zip(line, grants, strict=True)):
-            waiting = running.frozen_since_s is not None or (running.at_cap and grant < self.terms.step_bytes)
+            waiting = running.frozen_since_s is not None or (running.stopped and grant < self._step)
             running.set_waiting(now, waiting)
             cap = running.memory_bytes + grant
             before = running.cap_bytes
-            if before is None or cap > before or before - cap >= self.terms.step_bytes:
+            if before is None or cap > before or before - cap >= self._step:
                 if before is None or cap > before:
                     running.granted_s = now
                 actions += self._cap(running, cap)
@@ -250,7 +243,7 @@ class ToolControl:
     ) -> list[Action]:
         actions = list[Action]()
         for running, grant in zip(line, grants, strict=True):
-            starved = grant < self.terms.step_bytes or running.frozen_since_s is not None
+            starved = grant < self._step or running.frozen_since_s is not None
             if running.waits(now) >= self.terms.stall_s and starved:
                 why = Why.WAITED if len(line) > 1 else Why.TOO_BIG
                 actions.append(self._kill(now, running, why))
@@ -289,7 +282,7 @@ class ToolControl:
         return None if patient and not lower and not stuck else last
 
     def _holding(self, line: Sequence[Running]) -> list[Running]:
-        return [one for one in line if not one.ending and one.memory_bytes >= self.terms.step_bytes]
+        return [one for one in line if not one.ending and one.memory_bytes >= self._step]
 
     def _cap(self, running: Running, limit_bytes: int | None) -> list[Action]:
         if limit_bytes == running.cap_bytes:
@@ -298,7 +291,7 @@ class ToolControl:
         return [Cap(tool_call=running.call.tool_call, limit_bytes=limit_bytes)]
 
     def _protect(self, running: Running, held_bytes: int) -> list[Action]:
-        if abs(held_bytes - running.protected_bytes) < (self.terms.step_bytes if held_bytes else 1):
+        if abs(held_bytes - running.protected_bytes) < (self._step if held_bytes else 1):
             return []
         running.protected_bytes = held_bytes
         return [Protect(tool_call=running.call.tool_call, held_bytes=held_bytes)]

@@ -1,8 +1,8 @@
 """Sharing out what memory is left, while it is tight: the banker's way.
 
 Calls stand in a line. The first gets what it is expected to need and all that nobody else gets, so it can
-run to its end and give all back; then the next is first. The others get a part of what is left beside it, a
-quarter at most at a time: growth slows the more, the less there is. No more is ever granted than there is.
+run to its end and give all back; then the next is first. The others get a part of what is left beside it,
+half at most at a time: growth slows the more, the less there is. No more is ever granted than there is.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-PART = 4
+PART = 2
 """A call that is not first gets at most this part of what is left at a time."""
 
 

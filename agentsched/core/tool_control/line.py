@@ -11,9 +11,8 @@ from agentsched.core.tool_control.vocabulary import Call
 HALF_S = 5.0
 """What a call is expected to need yet halves in so long, if it does not grow."""
 
-NEAR = 64
-"""A call is at its cap if less than this part of it is free: the kernel reclaims its cache over and over
-there, and it goes on at a crawl."""
+NEWS = 64
+"""Growth by less than this part is none."""
 
 
 @dataclass(slots=True)
@@ -47,15 +46,9 @@ class Running:
     protected_bytes: int = 0
     ending: bool = False
 
-    @property
-    def at_cap(self) -> bool:
-        """Whether it waits for memory, or is about to."""
-        cap = self.cap_bytes
-        return self.stopped or (cap is not None and self.memory_bytes >= cap - cap // NEAR)
-
     def grows_to(self, now: float, memory_bytes: int) -> None:
         """So much it holds now."""
-        if memory_bytes > self.most_bytes + self.most_bytes // NEAR:
+        if memory_bytes > self.most_bytes + self.most_bytes // NEWS:
             self.most_bytes, self.grew_s = memory_bytes, now
         self.memory_bytes = memory_bytes
 
@@ -67,7 +60,7 @@ class Running:
         rest = self.soft_bytes - self.memory_bytes
         if rest <= 0:
             rest = self.memory_bytes // 4
-        if not self.at_cap:
+        if not self.stopped:
             rest = int(rest * 0.5 ** ((now - self.grew_s) / HALF_S))
         return max(step_bytes, rest)
 

@@ -17,7 +17,8 @@ class Terms(Value, frozen=True, kw_only=True):
 
     ``reserve_share`` of its memory (at least ``least_reserve_bytes``, at most a quarter of it) is for agents,
     the daemon and all that is no tool call. When no more than ``tight_share`` is left beside that, growth is
-    rationed, until ``ease_share`` is. ``step_bytes``: the least that is granted at once. ``pace_s``: so often
+    rationed, until ``ease_share`` is. ``step_bytes``: the least that is granted at once (less on a small
+    host, see ``step``). ``pace_s``: so often
     a call that is not first in line gets more. ``grace_s``: so long the first in line waits for memory
     before another call is ended for it, and so long a frozen call waits. ``settle_s``: from an end to the
     next one, for its memory comes back first. ``stall_s``: no call waits longer for memory; then it gets
@@ -51,6 +52,10 @@ class Terms(Value, frozen=True, kw_only=True):
         """What is kept from tool calls on a host of that size."""
         wanted = max(self.least_reserve_bytes, int(self.reserve_share * total_bytes))
         return min(wanted, total_bytes // 4)
+
+    def step(self, total_bytes: int) -> int:
+        """The least that is granted at once on a host of that size."""
+        return max(MIB, min(self.step_bytes, total_bytes // 256))
 
 
 class Call(Value, frozen=True, kw_only=True):
@@ -93,7 +98,7 @@ class HostSeen(Value, frozen=True, kw_only=True):
 
 
 class Seen(Value, frozen=True, kw_only=True):
-    """Of one call: what it holds. ``stopped``: a task of it waits for memory at its cap."""
+    """Of one call: what it holds. ``stopped``: tasks of it wait for memory at its cap, or hardly go on."""
 
     memory_bytes: int
     stopped: bool = False
