@@ -30,7 +30,8 @@ for at_s, mib in profile:
     del held[int(mib):]
 print(json.dumps(sorted(lateness)))
 """
-"""Follows a profile: [seconds, MiB held from then on], the last being its end. Prints how long each MiB took."""
+"""Follows a profile: [seconds, MiB held from then on], the last being its end. Prints how long each MiB
+took."""
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -56,7 +57,7 @@ class Agent(msgspec.Struct, frozen=True):
 
 class Plan(msgspec.Struct, frozen=True):
     """``admit_mib``: calls wait until their static limits together fit into that; 0: they do not wait.
-    ``tries``: of a call that was ended for memory. ``stop_s``: begin no call after that; 0: each call once."""
+    ``tries``: of a call that was ended for memory. ``stop_s``: begin no call after that; 0: each once."""
 
     agents: list[Agent]
     admit_mib: int = 0

@@ -1,4 +1,4 @@
-"""What a sandbox costs a tool call: its own time over bare fork and exec, how many a second, how many at once."""
+"""What a sandbox costs a tool call: its time over bare fork and exec, how many a second, how many at once."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _in_turn(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
 
 
 def sustained(rate: float, seconds: float, threads: int = 8) -> Figures:
-    """Calls begin at a steady rate, whatever the earlier ones do; how late they began and how long they took."""
+    """Calls begin at a steady rate, whatever the earlier ones do: how late, and how long they took."""
     late: list[float] = []
     took: list[float] = []
     with Sandbox.open("bench-rate") as sandbox, ThreadPoolExecutor(threads) as pool:

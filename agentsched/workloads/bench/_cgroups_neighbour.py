@@ -17,12 +17,15 @@ began = time.perf_counter()
 for _ in range(6_000_000): pass
 print(time.perf_counter() - began)
 """
-THREADS = "import threading\nwhile True:\n    threading.Thread(target=lambda: [0 for _ in range(10**9)], daemon=True).start()"
+THREADS = """
+import threading
+def spin():
+    while True: pass
+while True: threading.Thread(target=spin, daemon=True).start()
+"""
 BOMBS = {
     "fork bomb": ToolSpec(command="bomb() { bomb | bomb & }; bomb 2>/dev/null; sleep 100"),
-    "16 busy processes": ToolSpec(
-        command="for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do while :; do :; done & done; wait"
-    ),
+    "16 busy processes": ToolSpec(command="for i in $(seq 16); do while :; do :; done & done; wait"),
     "threads": ToolSpec(argv=[sys.executable, "-S", "-c", THREADS]),
     "endless output": ToolSpec(argv=["yes"], max_output_bytes=1 << 16),
     "memory": ToolSpec(argv=[sys.executable, "-S", "-c", "while True: x = bytearray(b'x') * (64 << 20)"]),

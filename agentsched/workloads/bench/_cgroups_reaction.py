@@ -1,7 +1,7 @@
 """From a burst crossing its threshold to the controller's action, by what tells the controller.
 
-A tool in a host of little memory takes memory at a steady rate and says how much all tools held, and when. The
-controller's log says at what use it looks, and when it had set a cap. Looks that come by themselves are
+A tool in a host of little memory takes memory at a steady rate and says how much all tools held, and when.
+The controller's log says at what use it looks, and when it had set a cap. Looks that come by themselves are
 switched off, so that only the source counts. A burst that the kernel ended first is *late*.
 """
 
@@ -33,7 +33,8 @@ with Sandbox.open("burst") as sandbox:
     while not sandbox.controlled.connected:
         sandbox.run(ToolSpec(argv=["sleep", "0.05"]))
     for _ in range(bursts):
-        said = sandbox.run(ToolSpec(argv=[sys.executable, "-I", "-S", "-c", tool, sys.argv[3]], timeout_s=4.0))
+        argv = [sys.executable, "-I", "-S", "-c", tool, sys.argv[3]]
+        said = sandbox.run(ToolSpec(argv=argv, timeout_s=4.0))
         print(json.dumps([said.timed_out, said.text]), flush=True)
 """
 

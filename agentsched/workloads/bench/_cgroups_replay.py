@@ -1,12 +1,12 @@
 """Tool calls with recorded or generated use of memory, replayed in a host below the sum of their peaks.
 
 Agents run their calls one after the other, for a fixed time, in four ways: with control; with static limits
-that are the P99 of the call's class; with static limits that are the call's own peak (nobody knows that before: a bound); and
-with nothing. Static limits are reservations: a call waits until its limit fits beside the others, as a
-container's would. A call that is ended is tried again, three times in all.
+that are the P99 of the call's class; with static limits that are the call's own peak (nobody knows that
+before: a bound); and with nothing. Static limits are reservations: a call waits until its limit fits beside
+the others, as a container's would. A call that is ended is tried again, three times in all.
 
-Memory and time are scaled (``MEMORY``, ``TIME``); calls that never rise by ``LEAST_MB`` are left out, for they do not matter for
-memory. Tools hold memory and sleep: CPU is not replayed.
+Memory and time are scaled (``MEMORY``, ``TIME``); calls that never rise by ``LEAST_MB`` are left out, for
+they do not matter for memory. Tools hold memory and sleep: CPU is not replayed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TERMS = {"grace_s": 0.15, "settle_s": 0.05, "pace_s": 0.05, "stall_s": 9.0}
 
 WAYS = ("control", "static P99", "static own peak", "nothing")
 
-# of generated calls: class -> (share, median seconds, spread of its log, median MB, spread, chance of a burst)
+# of generated calls: class -> (share, median s, spread of its log, median MB, spread, chance of a burst)
 CLASSES = {
     "bash:test": (0.55, 8.0, 0.9, 110.0, 0.5, 0.30),
     "bash:install": (0.25, 7.0, 0.7, 95.0, 0.6, 0.10),

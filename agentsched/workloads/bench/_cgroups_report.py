@@ -52,11 +52,12 @@ def _cost(part: dict[str, Any]) -> list[str]:
         "",
         *_table(["", "median, ms", "P95, ms", "added over fork and exec, median ms", "calls"], rows),
         "",
-        f"{rate['asked_per_s']:g} calls a second asked, {rate['done_per_s']} done; a call {rate['call']['median_ms']} ms "
-        f"(P95 {rate['call']['p95_ms']}), begun {rate['late']['median_ms']} ms late (P95 {rate['late']['p95_ms']}).",
+        f"{rate['asked_per_s']:g} calls a second asked, {rate['done_per_s']} done; a call "
+        f"{rate['call']['median_ms']} ms (P95 {rate['call']['p95_ms']}), begun "
+        f"{rate['late']['median_ms']} ms late (P95 {rate['late']['p95_ms']}).",
         "",
-        f"{live['leaves']} live leaves, up in {live['up_s']} s, {live['failed']} failed; one more call then takes "
-        f"{live['one_more']['median_ms']} ms; all gone in {live['down_s']} s.",
+        f"{live['leaves']} live leaves, up in {live['up_s']} s, {live['failed']} failed; one more call "
+        f"then takes {live['one_more']['median_ms']} ms; all gone in {live['down_s']} s.",
     ]
 
 
@@ -110,7 +111,8 @@ def _replay(part: dict[str, Any]) -> list[str]:
         for name, text in names.items()
     ]
     return [
-        f"## {part['agents']} agents in {part['host_mib']} MiB, {part['of']} (mean peak {part['mean_peak_mib']} MiB)",
+        f"## {part['agents']} agents in {part['host_mib']} MiB, {part['of']} "
+        f"(mean peak {part['mean_peak_mib']} MiB)",
         "",
         *_table(["mean of rounds (least to most)", *ways], rows),
     ]

@@ -1,9 +1,9 @@
-"""What the sandbox costs a tool call, how fast the controller reacts, and what it is worth when memory is short.
+"""What the sandbox costs a tool call, how fast its controller reacts, what it is worth when memory is short.
 
-Parts, each beside its baseline in the same run, in turn: ``cost`` (bare fork and exec; calls a second; live leaves),
-``reaction`` (events beside polling), ``three`` (AgentCgroup's experiment: three agents and a burst, with
-control and with nothing), ``replay`` (many agents in a host below the sum of their peaks: with control, with
-static limits, with nothing), ``neighbour`` (one that needs a core, beside tools that take all).
+Parts, each beside its baseline in the same run, in turn: ``cost`` (bare fork and exec; calls a second; live
+leaves), ``reaction`` (events beside polling), ``three`` (AgentCgroup's experiment: three agents and a burst,
+with control and with nothing), ``replay`` (many agents in a host below the sum of their peaks: with control,
+with static limits, with nothing), ``neighbour`` (one that needs a core, beside tools that take all).
 """
 
 from __future__ import annotations
