@@ -44,6 +44,7 @@ from agentsched.daemon.state import Database, Keeper, records
 from agentsched.daemon.status_api import StatusApi
 from agentsched.daemon.supervisor import Supervisor
 from agentsched.daemon.tenancy import Tenancies
+from agentsched.daemon.tool_worth import ToolWorth
 from agentsched.engines.contract import Engine, EngineGone
 from agentsched.engines.frontend import Frontend
 
@@ -158,6 +159,7 @@ class Daemon:
         log = self._open_log(core)
         self._assemble(core, log, database)
         stack.callback(self._host.close)
+        stack.callback(self._tool_worth.close)
         if settings.observe:
             self._host.post(ev.PolicyEngaged(engaged=False))
         if self._keeper is not None:
@@ -224,7 +226,8 @@ class Daemon:
         gate = Gate()
         meter = ChargesMeter(self.accounts.charges, self.accounts.slo_ttft_s)
         tenancies = Tenancies(self.accounts, self._make_identities)
-        watchers: list[Watcher] = [self._programs, metrics, meter, *self._watchers]
+        self._tool_worth = ToolWorth()
+        watchers: list[Watcher] = [self._programs, metrics, meter, self._tool_worth, *self._watchers]
         self._keeper: Keeper | None = None
         if database is not None:
             self._keeper = Keeper(database, core, self._programs, tenancies, self.accounts)

@@ -151,7 +151,10 @@ class Client:
 
 def connect_once() -> socket.socket | None:
     """To the controller that is there."""
-    connection = ms.new_socket()
+    try:
+        connection = ms.new_socket()
+    except OSError:
+        return None  # a system without such sockets
     try:
         connection.connect(ms.address())
         if ms.is_ours(connection):

@@ -26,6 +26,9 @@ from agentsched.graphs.predict import MemoryModel
 _log = logging.getLogger("agentsched.control")
 
 LINGER_S = 30.0
+MOST_PROGRAMS = 4096
+"""Whose worth is known at the same time."""
+
 FIRST_S = 5.0
 """So much longer at first: whoever started it is to connect."""
 
@@ -82,6 +85,7 @@ class Server:
         self._pools: dict[str, _Pool] = {}
         self._calls: dict[str, _Call] = {}
         self._clients: dict[int, _Client] = {}
+        self._worths: dict[str, tc.Worth] = {}
         self._epoll = select.epoll()
         self._renew_s = time.monotonic() + RENEW_S
         self._alone_since_s = time.monotonic() + FIRST_S
@@ -177,14 +181,19 @@ class Server:
                 if message.asks:
                     self._tell(client, done or ms.Done(leaf=message.leaf))
             case ms.Valued():
-                worth = tc.Worth(
-                    program=message.program,
-                    weight=message.weight,
-                    priority=message.priority,
-                    kv_tokens=message.kv_tokens,
-                )
-                for pool in self._pools.values():
-                    self._carry_out(pool, pool.control.worth(worth))
+                self._value(message)
+
+    def _value(self, valued: ms.Valued) -> None:
+        """Known from now on, also to hosts on which it begins its first call later."""
+        known = self._worths.pop(valued.program, None)
+        if len(self._worths) >= MOST_PROGRAMS:
+            del self._worths[next(iter(self._worths))]
+        said = {name: value for name, value in msgspec.structs.asdict(valued).items() if value is not None}
+        worth = msgspec.structs.replace(known, **said) if known else tc.Worth(**said)
+        self._worths[valued.program] = worth
+        for pool in self._pools.values():
+            if any(call.pool is pool and call.program == worth.program for call in self._calls.values()):
+                self._carry_out(pool, pool.control.worth(worth))
 
     def _begin(self, client: _Client, began: ms.Began) -> None:
         place = Place(began.leaf, began.folders, began.backend, began.limit_bytes)
@@ -205,6 +214,8 @@ class Server:
         self._calls[began.leaf] = _Call(place, began.program, pool, client, done)
         client.leaves[began.leaf] = None
         actions = pool.control.began(time.monotonic(), call)
+        if (known := self._worths.get(began.program)) is not None:
+            actions += pool.control.worth(known)
         if began.weight is not None or began.priority is not None:
             worth = tc.Worth(program=began.program, weight=began.weight, priority=began.priority)
             actions += pool.control.worth(worth)
