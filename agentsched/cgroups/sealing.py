@@ -67,7 +67,7 @@ def in_sealed_thread(act: Callable[[], T]) -> T:
 def _seal() -> None:
     libc = _libc()
     _check(libc.unshare(_CLONE_NEWNS), "unshare")
-    for point in hierarchy.mount_points():
+    for point in _places():
         attributes = ctypes.create_string_buffer(_READ_ONLY, len(_READ_ONLY))
         done = libc.syscall(
             _MOUNT_SETATTR, _AT_FDCWD, os.fsencode(point), 0, attributes, ctypes.c_size_t(len(_READ_ONLY))
@@ -81,6 +81,12 @@ def _check(done: int, what: str) -> None:
     if done != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+@functools.cache
+def _places() -> tuple[str, ...]:
+    """Where control groups are mounted; looked up once, for that costs more than the rest."""
+    return tuple(hierarchy.mount_points())
 
 
 @functools.cache
