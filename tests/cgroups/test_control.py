@@ -210,5 +210,4 @@ def test_garbage_does_not_end_the_controller(controller: Path) -> None:
             connection.send(packet)
         connection.settimeout(10)
         assert messages.to_runtime.decode(connection.recv(4096)) == messages.Done(leaf="nowhere")
-    for process in client._started:
-        assert process.wait(timeout=10) == 0
+    assert client._started[-1].wait(timeout=30) == 0, "it ends when nobody needs it"

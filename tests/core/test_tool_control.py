@@ -90,6 +90,18 @@ def test_one_that_needs_more_than_there_is_ends_and_is_told_so() -> None:
     assert kill.waited_s == pytest.approx(host.terms.stall_s, abs=1.0)
 
 
+def test_who_was_ended_and_tries_again_keeps_its_place_in_line() -> None:
+    host = ToyHost(TOTAL)
+    for number in range(2):
+        host.start(tool(f"t{number}", 2500, rate_mib=200, work_s=20, program=f"p{number}"))
+    host.run(30)
+    assert [kill.tool_call for kill in kills(host)] == ["t1"]
+    host.start(tool("t2", 2500, rate_mib=200, work_s=2, program="p2"))
+    host.start(tool("t1 again", 2500, rate_mib=200, work_s=2, program="p1"))
+    host.run(300)
+    assert [host.tools[name].ended for name in ("t0", "t1 again")] == ["done", "done"]
+
+
 def test_memory_that_others_take_freezes_a_call_then_ends_it_and_no_more() -> None:
     host = ToyHost(TOTAL)
     host.start(tool("a", 1000, work_s=100))

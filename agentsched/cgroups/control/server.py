@@ -197,7 +197,10 @@ class Server:
 
     def _begin(self, client: _Client, began: ms.Began) -> None:
         place = Place(began.leaf, began.folders, began.backend, began.limit_bytes)
-        if began.leaf in self._calls or not os.path.isdir(place.memory):
+        if began.leaf in self._calls:
+            return
+        if not os.path.isdir(place.memory):
+            _log.info("%s is not there: over already, or of another mount namespace", began.leaf)
             return
         pool = self._pool(place)
         call = tc.Call(

@@ -42,6 +42,7 @@ from agentsched.core.tool_control.weights import cpu_weight, kv_factors, rank
 from agentsched.graphs.predict import MemoryModel
 
 PATIENCE = 5.0
+MOST_OWED = 1024
 MOST_PROGRAMS = 4096
 """Past this, those without calls are forgotten, oldest first."""
 
@@ -60,6 +61,9 @@ class ToolControl:
         self.first: str | None = None
         """The call that is first in line, as of the last look: what it holds must be seen in every look."""
         self._number = 0
+        self._owed: dict[tuple[str, str], tuple[int, int]] = {}
+        """Of calls that were ended for others: their place in line by age and what they held, for the next
+        call of that kind of the same program: who tries again must not be last again, and so for ever."""
         self._now = 0.0
         self._step = self.terms.step_bytes
         self._settled_s = -math.inf
@@ -68,9 +72,10 @@ class ToolControl:
         """A call runs. Its name must be new."""
         self._now = now
         self._number += 1
-        expected = self.memory.usual_bytes(call.key, call.stated_bytes)
+        number, held = self._owed.get((call.program, call.key), (self._number, 0))
+        expected = max(held, self.memory.usual_bytes(call.key, call.stated_bytes))
         soft = expected if call.limit_bytes is None else min(expected, call.limit_bytes)
-        running = self._calls[call.tool_call] = Running(call, self._number, soft, now)
+        running = self._calls[call.tool_call] = Running(call, number, soft, now)
         self._standing(call.program)
         self.next_look_s = min(self.next_look_s, now + self.terms.tight_look_s)
         actions = self._weigh()
@@ -86,6 +91,7 @@ class ToolControl:
             return []
         if by_itself and not running.ending:
             self.memory.observe(running.call.key, peak_bytes)
+            self._owed.pop((running.call.program, running.call.key), None)
         if tool_call == self.first:
             self.first = None
         if not any(other.call.program == running.call.program for other in self._calls.values()):
@@ -305,6 +311,11 @@ class ToolControl:
     def _kill(self, now: float, running: Running, why: Why) -> Kill:
         running.ending = True
         running.frozen_since_s = None
+        if why is not Why.TOO_BIG:
+            while len(self._owed) >= MOST_OWED:
+                del self._owed[next(iter(self._owed))]
+            kind = running.call.program, running.call.key
+            self._owed[kind] = running.number, running.memory_bytes
         self._settled_s = now + self.terms.settle_s
         waited_s = running.waited_s + running.waits(now)
         running.set_waiting(now, False)

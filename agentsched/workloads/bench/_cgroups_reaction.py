@@ -24,6 +24,8 @@ SOURCES = ("events", "polling:0.01", "polling:0.1", "polling:1")
 
 TERMS = {"calm_look_s": 1000.0, "step_bytes": 1 << 20}
 PATIENCE_S = 60.0
+IN_TIME_S = 0.5
+"""After the last step: a tool that is capped makes no more."""
 
 AGENT = """
 import json, sys, time
@@ -92,27 +94,29 @@ def _bursts(source: str, count: int) -> tuple[list[float], int]:
     for line in output.splitlines():
         capped, said = json.loads(line)
         steps = [(float(when), int(used)) for when, used in (row.split() for row in said.splitlines())]
-        reaction = _reaction(steps, caps, watched) if capped else None
-        if reaction is None:
+        crossed_s, cap_s = _crossed(steps, caps, watched)
+        if crossed_s is None:
+            continue  # a busy machine: it did not come that far in its time
+        if cap_s is None or not capped:
             late += 1
         else:
-            times.append(reaction)
+            times.append(max(0.0, cap_s - crossed_s))
     return times, late
 
 
-def _reaction(
+def _crossed(
     steps: list[tuple[float, int]], caps: list[float], watched: list[tuple[float, int]]
-) -> float | None:
-    """Seconds from the step at which the threshold was crossed to the first cap after it; the threshold is
-    the last that was set before that cap."""
+) -> tuple[float | None, float | None]:
+    """When the threshold was crossed, and when the cap was set that followed, if there was one in time. The
+    threshold is the last that was set before."""
     if not steps:
-        return None
-    cap_s = next((when for when in caps if when > steps[0][0]), None)
-    limits = [limit for when, limit in watched if cap_s is not None and when < cap_s]
-    if cap_s is None or not limits:
-        return None
-    crossed_s = next((when for when, used in steps if used > limits[-1]), None)
-    return None if crossed_s is None else max(0.0, cap_s - crossed_s)
+        return None, None
+    end_s = steps[-1][0] + IN_TIME_S
+    cap_s = next((when for when in caps if steps[0][0] < when < end_s), None)
+    limits = [limit for when, limit in watched if when < (cap_s or end_s)]
+    if not limits:
+        return None, None
+    return next((when for when, used in steps if used > limits[-1]), None), cap_s
 
 
 def _figures(times: list[float], late: int) -> dict[str, Any]:
