@@ -10,9 +10,9 @@ there is enough again. Three things end a wait that this does not end:
   ``PATIENCE`` times as long, for one of them may end by itself;
 * memory falls under half the reserve in spite of caps: the last in line is frozen, and after ``grace_s``
   ended;
-* any call waits for ``stall_s``: it is ended.
+* any call waits for ``stall_s``: it is ended, one at a time.
 
-So no call is held back for longer than ``stall_s`` and a look: a property test holds that, whatever tools
+So no call is held back for longer than ``stall_s``, a look, and ``settle_s`` for each that waits as long: a property test holds that, whatever tools
 do. What is expected of a call (hint, history) is no limit: it orders the line and says when to begin.
 """
 
@@ -247,17 +247,24 @@ class ToolControl:
     def _end_waits(
         self, now: float, host: HostSeen, line: Sequence[Running], grants: Sequence[int]
     ) -> list[Action]:
+        urgent = host.free_bytes < self.terms.reserve_bytes(host.total_bytes) // 2
         actions = list[Action]()
-        for running, grant in zip(line, grants, strict=True):
-            starved = grant < self._step or running.frozen_since_s is not None
-            if running.waits(now) >= self.terms.stall_s and starved:
-                why = Why.WAITED if len(line) > 1 else Why.TOO_BIG
-                actions.append(self._kill(now, running, why))
-        if host.free_bytes < self.terms.reserve_bytes(host.total_bytes) // 2:
-            return actions + (self._emergency(now, line) if now >= self._settled_s else [])
-        for running in line:
+        for running in line if not urgent else ():
             actions += self._thaw(running)
-        victim = self._yields(now, line) if now >= self._settled_s else None
+        if now < self._settled_s:
+            return actions
+        overdue = [
+            running
+            for running, grant in zip(line, grants, strict=True)
+            if running.waits(now) >= self.terms.stall_s
+            and (grant < self._step or running.frozen_since_s is not None)
+        ]
+        if overdue:  # one at a time: what it held may let the others go on
+            why = Why.WAITED if len(line) > 1 else Why.TOO_BIG
+            return [*actions, self._kill(now, overdue[-1], why)]
+        if urgent:
+            return actions + self._emergency(now, line)
+        victim = self._yields(now, line)
         return actions if victim is None else [*actions, self._kill(now, victim, Why.SHORT)]
 
     def _emergency(self, now: float, line: Sequence[Running]) -> list[Action]:
