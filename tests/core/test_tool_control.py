@@ -183,8 +183,8 @@ shapes = st.tuples(
 def test_nobody_is_held_back_for_ever_whatever_tools_and_others_do(
     tools: list[tuple[int, float, float, int, float]], others: list[tuple[float, int]]
 ) -> None:
-    """No wait lasts longer than ``stall_s``, a look, and the ends of others; all calls end, and the host is not overrun by
-    more than what grows between two looks; an order never names what is not there."""
+    """No wait lasts longer than ``stall_s``, a look, and the ends of others that wait as long; all calls
+    end; an order never names what is not there."""
     terms = Terms(stall_s=3.0)
     host = ToyHost(TOTAL, terms=terms)
     waiting = sorted(enumerate(tools), key=lambda item: item[1][4])

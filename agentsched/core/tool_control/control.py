@@ -12,8 +12,9 @@ there is enough again. Three things end a wait that this does not end:
   ended;
 * any call waits for ``stall_s``: it is ended, one at a time.
 
-So no call is held back for longer than ``stall_s``, a look, and ``settle_s`` for each that waits as long: a property test holds that, whatever tools
-do. What is expected of a call (hint, history) is no limit: it orders the line and says when to begin.
+So no call is held back for longer than ``stall_s``, a look, and ``settle_s`` for each that waits as long: a
+property test holds that, whatever tools do. What is expected of a call (hint, history) is no limit: it orders
+the line and says when to begin.
 """
 
 from __future__ import annotations
