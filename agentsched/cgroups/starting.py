@@ -21,6 +21,7 @@ from agentsched.cgroups.contract import CommandUnusable, HostRefused, Leaf, Tool
 from agentsched.cgroups.outputs import Outputs
 
 _SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_ENTER = 'while [ "$1" != -- ]; do echo 0 >"$1" || exit 125; shift; done; shift; exec "$@"'
 _STDIN_GATE = 'read -r go || exit 125; exec "$@" </dev/null'
 _GATE = 'read -r go <&{fd} || exit 125; exec {fd}<&-; exec "$@"'
 _HIGH_GATE = 'read -r go </dev/fd/{fd} || exit 125; exec "$@"'
@@ -34,9 +35,7 @@ def start(
     entries = leaf.entries()
     if not entries:
         return _popen(outputs, spec, environment, outputs.argv, None)
-    # a shell drops variables whose names it cannot hold, so env(1) sets those behind it
-    odd = [f"{name}={value}" for name, value in environment.items() if not _SHELL_NAME.fullmatch(name)]
-    argv = [*(["env", *odd] if odd else []), *outputs.argv]
+    argv = _behind_sh(outputs.argv, environment)
     reader, writer = os.pipe()
     try:
         if spec.passthrough:
@@ -57,6 +56,20 @@ def start(
         os.close(reader)
         os.close(writer)
     return process
+
+
+def inside(argv: list[str], environment: Mapping[str, str], entries: list[str]) -> list[str]:
+    """What enters a leaf by itself, by its ``entries``, and then becomes ``argv``: for agents, which are not
+    sealed."""
+    if not entries:
+        return argv
+    return ["/bin/sh", "-c", _ENTER, "agentsched", *entries, "--", *_behind_sh(argv, environment)]
+
+
+def _behind_sh(argv: list[str], environment: Mapping[str, str]) -> list[str]:
+    """A shell drops variables whose names it cannot hold, so env(1) sets those again."""
+    odd = [f"{name}={value}" for name, value in environment.items() if not _SHELL_NAME.fullmatch(name)]
+    return [*(["env", *odd] if odd else []), *argv]
 
 
 def _enter(process: subprocess.Popen[bytes], entries: list[str]) -> None:

@@ -39,6 +39,11 @@ class Core:
         """What engines were told last; nothing is sent twice."""
         self._now = float("-inf")
 
+    @property
+    def engaged(self) -> bool:
+        """Whether what the policy decides is to be carried out."""
+        return self._engaged
+
     def handle(self, now: float, event: ev.AnyEvent) -> list[AnyDecision]:
         """Take one event at ``now`` (monotonic seconds) and answer what is to be done, in order.
 

@@ -29,6 +29,7 @@ class Call:
     max_output_tokens: int
     phase: Phase = Phase.WAITING
     started_s: float | None = None
+    first: bool = False  # the program's first one that was started
 
 
 @dataclass(slots=True)

@@ -250,6 +250,7 @@ class State(Models):
         if isinstance(event, ev.CallStarted):
             call.started_s = now
             if not program.began:
+                call.first = True
                 program.began, program.shared_tokens = True, event.cached_tokens
         if phase is not None:
             call.phase = phase
@@ -258,6 +259,8 @@ class State(Models):
         if not program.waiting:
             self.queue.pop(program.name, None)
         if isinstance(event, ev.CallFinished):
+            if call.first:  # counted now; at its start it was perhaps guessed
+                program.shared_tokens = event.cached_tokens
             self._finished(program, event)
         elif program.in_gap:
             program.gap_is_retry, program.gap_key = True, ""

@@ -126,6 +126,7 @@ class Calls:
         self._live[claim.program, claim.digest] = call
         tenancy.live += 1
         tenancy.identities.begun(claim)
+        tenancy.asked.results(claim.answers, call.arrived_s)
         self.open_program(tenancy, claim.program, deadline_s=deadline_s, parent=claim.parent)
         self._arrive(call, claim.answers)
         call.task = asyncio.create_task(self._run(call), name=f"call {call.name}")
@@ -338,6 +339,7 @@ class Calls:
     def _minted(self, call: LiveCall, tool: ToolCallText) -> ToolCall:
         identifier = call.tenancy.identities.mint(call.program, call.name)
         call.tenancy.spellings.keep(identifier, tool.arguments)
+        call.note_asked(identifier, tool.name, tool.arguments)
         return ToolCall(identifier, tool.name, tool.arguments)
 
     def _end_well(

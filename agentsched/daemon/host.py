@@ -61,6 +61,11 @@ class Host:
         """The attached engines by name."""
         return {name: link.engine for name, link in self._engines.items()}
 
+    @property
+    def engaged(self) -> bool:
+        """Whether what is decided is carried out; else the policy only watches."""
+        return self._core.engaged
+
     def post(self, event: ev.AnyEvent) -> bool:
         """Handle one event; False if the core says that it cannot be (nothing has changed then).
 
@@ -142,8 +147,13 @@ class Host:
             self._event_log.go_on(self._core)
         for watcher in self._watchers:
             watcher.observe(now, event, decided)
+        # What engines are told comes before the calls that it is about.
         for decision in decided:
-            self._carry_out(decision)
+            if not isinstance(decision, de.GateOrder):
+                self._carry_out(decision)
+        for decision in decided:
+            if isinstance(decision, de.GateOrder):
+                self._carry_out(decision)
 
     def _carry_out(self, decision: de.AnyDecision) -> None:
         if decision.advice:

@@ -83,7 +83,8 @@ class Claim:
     """A call's tie to its program, until ``answered`` or ``given_up`` ends it.
 
     ``answers``: tool calls of ours whose results are new in this call. ``known_by`` is the signal.
-    ``parent``: the program that this one came from, if it is known. ``side``: see above.
+    ``parent``: the program that this one came from, if it is known. ``side``: see above. ``run``: what
+    stands for a program in the call's URL, "" for nothing.
     """
 
     program: str
@@ -93,6 +94,7 @@ class Claim:
     answers: tuple[str, ...] = ()
     parent: str | None = None
     side: bool = False
+    run: str = ""
     turn: Turn | None = field(default=None, repr=False)
 
 
@@ -195,6 +197,7 @@ class Identities:
             answers=new,
             parent=found.parent,
             side=side,
+            run=ask.origin.path or "",
             turn=None if side else found.turn,
         )
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 
 from agentsched.daemon.answers import Ending, Piece, Usage
 from agentsched.daemon.apis.contract import Request
+from agentsched.daemon.asked import AskedTool
 from agentsched.daemon.errors import ApiError
 from agentsched.daemon.gate import Ticket
 from agentsched.daemon.identity import Claim
@@ -104,6 +106,11 @@ class LiveCall:
             raise self.error
         assert self.ending is not None
         return self.ending
+
+    def note_asked(self, tool_call: str, tool: str, arguments: str) -> None:
+        """Its answer asks for a tool call."""
+        program, run = self.stated_program, self.claim.run
+        self.tenancy.asked.note(AskedTool(tool_call, tool, arguments, program, run, time.monotonic()))
 
     def notify(self) -> None:
         """Something changed: wake everybody who waits."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -84,6 +84,13 @@ class Metrics:
             ["engine", "kind"],
         )
 
+        self._service = gauge(
+            "agentsched_engine_service",
+            "1 for the level of service that an attached engine gives: order, soft or retention.",
+            ["engine", "level"],
+        )
+        self._levels: Callable[[], Mapping[str, str]] = dict
+
     def observe(self, now: float, event: ev.AnyEvent, decided: Sequence[de.AnyDecision]) -> None:
         """Count one event and what was decided."""
         for decision in decided:
@@ -128,6 +135,10 @@ class Metrics:
         )
         gauge.set_function(failing)
 
+    def watch_engines(self, levels: Callable[[], Mapping[str, str]]) -> None:
+        """``levels``: the level of service of each attached engine, by its name."""
+        self._levels = levels
+
     def retry_attached(self) -> None:
         """A request joined a live call."""
         self._retries.inc()
@@ -152,6 +163,9 @@ class Metrics:
             self._live.labels(phase).set(count)
         for state, count in seats.items():
             self._states.labels(state).set(count)
+        self._service.clear()
+        for engine, level in self._levels().items():
+            self._service.labels(engine, level).set(1)
         return generate_latest(self._registry)
 
     def _report(self, report: ev.StepReport) -> None:

@@ -233,7 +233,10 @@ class Daemon:
             self._keeper = Keeper(database, core, self._programs, tenancies, self.accounts)
             watchers.append(self._keeper)
             metrics.watch_state(lambda: self.state_failing)
-        self._host = Host(core, gate, watchers=watchers, log=log)
+        self._host = host = Host(core, gate, watchers=watchers, log=log)
+        metrics.watch_engines(
+            lambda: {name: engine.capabilities.service.level for name, engine in host.engines.items()}
+        )
         self._care = PrefixCare(settings.no_care)
         self._patience = Patience.of(settings)
         self._shared = SharedPrefixes(self._declared.shared_prefixes, self._frontend)

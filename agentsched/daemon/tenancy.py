@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agentsched.daemon.accounts import DEFAULT, Accounts, Tenant
+from agentsched.daemon.asked import AskedTools
 from agentsched.daemon.care import Spellings
 from agentsched.daemon.errors import overloaded
 from agentsched.daemon.identity import Identities
@@ -31,6 +32,7 @@ class Tenancy:
         self._bucket: Bucket | None = None
         self.identities = make_identities(self._scope)
         self.spellings = Spellings()
+        self.asked = AskedTools()
         self.live = 0
 
     @property

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from agentsched.daemon.errors import ApiError
 from agentsched.daemon.identity import Ask, Identities
 from agentsched.daemon.talks import FEW_PIECES, Prefix, Talk, Transcript, listed
-from agentsched.daemon.upstream.reading import PATHS, read
+from agentsched.daemon.upstream.reading import read
+from agentsched.engines.upstream.paths import PATHS
 
 ID = "call_0123456789abcdefghijkl"
 CONTENT = st.sampled_from(["a", "b", f"see {ID}", "", None, [{"type": "text", "text": "c"}]])

@@ -6,14 +6,14 @@ fields keep their bytes, and their order; the white space between fields goes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 
 from agentsched.daemon.care import BILLING
+from agentsched.engines.upstream.dialect import Added
 from agentsched.engines.upstream.wire import Header
 
 _HOP_BY_HOP = frozenset(
@@ -31,7 +31,6 @@ _NOT_PASSED_BACK = _HOP_BY_HOP | {b"content-length"}
 _PLAIN: Header = (b"Accept-Encoding", b"identity")
 _KEYS = frozenset({b"authorization", b"x-api-key"})
 _OURS = b"x-agentsched-"
-ROUTING_KEY = b"x-smg-routing-key"
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _blocks = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -87,14 +86,21 @@ def headers_on(headers: Iterable[Header], api_key: str | None = None, *, ours: b
     return passed
 
 
-def named(headers: list[Header], body: bytes, program: str, *, in_body: bool) -> tuple[list[Header], bytes]:
-    """The same request, saying whose it is in the way that SGLang hands on to its scheduler: the header of a
-    routing key, or (``in_body``) the field ``session_id``. A client's own are of no use there any more."""
-    name = quote(program, safe="")
-    headers = [header for header in headers if header[0].lower() != ROUTING_KEY]
-    if not in_body:
-        return [*headers, (ROUTING_KEY, name.encode())], body
-    fields = _fields(body) | {"session_id": msgspec.Raw(msgspec.json.encode(name))}
+def with_added(
+    headers: list[Header], body: bytes, added: Added, stated: Container[str]
+) -> tuple[list[Header], bytes]:
+    """The same request with what a server is to know of it; ``stated`` are fields that the body may have
+    already. Fields are spliced in at the end of the body, and not a byte before them changes; only where the
+    client has put one of them there itself, its value is replaced."""
+    if added.headers:
+        headers = [header for header in headers if header[0].lower() not in added.headers]
+        headers += added.headers.items()
+    if not added.fields:
+        return headers, body
+    if not any(name in stated for name in added.fields):
+        return headers, _appended(body, msgspec.json.encode(added.fields)[1:-1])
+    fields = _fields(body)
+    fields |= {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in added.fields.items()}
     return headers, msgspec.json.encode(fields)
 
 

@@ -17,12 +17,14 @@ What can go wrong with the server, and what the client is told:
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import re
 from random import getrandbits
 from typing import Any, cast
 
 from agentsched.core import events as ev
+from agentsched.daemon.accounts import DEFAULT
 from agentsched.daemon.answers import Ending, Usage
 from agentsched.daemon.apis import Request
 from agentsched.daemon.calls import Calls
@@ -31,13 +33,14 @@ from agentsched.daemon.identity import Ask
 from agentsched.daemon.livecall import LiveCall
 from agentsched.daemon.recent import Recent
 from agentsched.daemon.tenancy import Tenancy
-from agentsched.daemon.upstream.bodies import named
+from agentsched.daemon.upstream.bodies import with_added
 from agentsched.daemon.upstream.estimates import Estimates
 from agentsched.daemon.upstream.passage import Passage, PassedCall
-from agentsched.daemon.upstream.reading import RESPONSES, Asked
+from agentsched.daemon.upstream.reading import Asked
 from agentsched.daemon.upstream.watching import Seen
 from agentsched.engines.contract import Engine, EngineGone, Sampling
 from agentsched.engines.frontend import Prepared
+from agentsched.engines.upstream.dialect import NOTHING
 from agentsched.engines.upstream.engine import UpstreamEngine
 from agentsched.engines.upstream.pool import Outgoing
 from agentsched.engines.upstream.wire import Fault, Header, UpstreamFault
@@ -125,8 +128,16 @@ class PassedCalls(Calls):
 
         passage = call.passage = Passage(call, first_token)
         headers, body = call.headers, call.body
-        if server.retains:
-            headers, body = named(headers, body, call.program, in_body=call.asked.path == RESPONSES)
+        asked = call.asked
+        added = server.added(
+            asked.path,
+            call.program,
+            _salt(call),
+            engaged=self._host.engaged,
+            own_session="session_params" in asked.signals,
+        )
+        if added is not NOTHING:
+            headers, body = with_added(headers, body, added, asked.stated)
         outgoing = Outgoing(path=call.path, headers=headers, body=body)
         try:
             connection = passage.connection = await server.send(outgoing, passage)
@@ -134,7 +145,7 @@ class PassedCalls(Calls):
             self._host.lost(engine)
             raise EngineGone(str(fault)) from fault
         tokens = call.prompt_tokens
-        server.began(tokens)
+        server.began(tokens, added)
         cached = self._estimates.cached_tokens(call.program, call.kind, tokens)
         self._host.post(ev.CallStarted(call=call.core_name, cached_tokens=cached))
         try:
@@ -145,7 +156,7 @@ class PassedCalls(Calls):
         else:
             self._finish(call, passage, server, sending)
         finally:
-            server.over(tokens)
+            server.over(tokens, added)
             server.release(connection)
             passage.close()
 
@@ -162,7 +173,7 @@ class PassedCalls(Calls):
         if passage.status >= 400:
             self._end_badly(call, ApiError(passage.status, f"the engine answered {passage.status}"))
             return
-        done = self._counted(call, seen)
+        done = self._counted(call, seen, server.name)
         if sending.first_s is not None:
             server.computed(
                 prefilled_tokens=done.prompt_tokens - done.cached_tokens,
@@ -183,7 +194,7 @@ class PassedCalls(Calls):
         call.ending = Ending("tool_calls" if seen.tools else "stop", usage)
         call.notify()
 
-    def _counted(self, call: PassedCall, seen: Seen) -> ev.CallFinished:
+    def _counted(self, call: PassedCall, seen: Seen, server: str) -> ev.CallFinished:
         """The end of a call, with the server's figures where it gave them; its tool calls lead back here."""
         prompt = call.prompt_tokens if seen.prompt_tokens is None else seen.prompt_tokens
         output = self._estimates.text_tokens(seen.text) if seen.output_tokens is None else seen.output_tokens
@@ -200,11 +211,15 @@ class PassedCalls(Calls):
         for identifier, tool in seen.tools.items():
             if self._adopt(identifier, call):
                 refs.append(ev.ToolCallRef(tool_call=identifier, tool=tool))
+                call.note_asked(identifier, tool, "".join(seen.arguments.get(identifier, ())))
         return ev.CallFinished(
             call=call.core_name,
             prompt_tokens=prompt,
             cached_tokens=min(prompt, seen.cached_tokens or 0),
             output_tokens=output,
+            recomputed_tokens=self._estimates.recomputed_tokens(
+                call.program, server, prompt=prompt, cached=seen.cached_tokens
+            ),
             tool_calls=tuple(refs),
         )
 
@@ -228,6 +243,18 @@ class _Sending:
     def __init__(self, begun_s: float) -> None:
         self.begun_s = begun_s
         self.first_s: float | None = None
+
+
+def _salt(call: PassedCall) -> str:
+    """Names whose KV the call may find where the server is shared by tenants; "" if it is not. A client's own
+    word for that tells apart what is within its tenant."""
+    tenant = call.tenancy.tenant
+    if tenant.name == DEFAULT:
+        return ""
+    own = call.asked.stated.get("cache_salt")
+    if own is None:
+        return tenant.salt
+    return hashlib.sha256(f"{tenant.salt}\0{own}".encode()).hexdigest()
 
 
 def _kind(asked: Asked) -> str:

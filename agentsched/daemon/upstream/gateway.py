@@ -37,8 +37,9 @@ from agentsched.daemon.upstream.calls import PassedCalls
 from agentsched.daemon.upstream.client import AiohttpClient, Client, Incoming
 from agentsched.daemon.upstream.delivery import PassDelivery, passed
 from agentsched.daemon.upstream.passage import Relay
-from agentsched.daemon.upstream.reading import CHAT, COMPLETIONS, MESSAGES, PATHS, Asked, read
+from agentsched.daemon.upstream.reading import Asked, read
 from agentsched.engines.upstream.engine import UpstreamEngine
+from agentsched.engines.upstream.paths import CHAT, COMPLETIONS, MESSAGES, PATHS
 from agentsched.engines.upstream.pool import Outgoing
 from agentsched.engines.upstream.wire import Header, UpstreamFault
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from agentsched.daemon.upstream.reading import PATHS
+from agentsched.engines.upstream.paths import PATHS
 from agentsched.engines.upstream.wire import Header
 
 START = b"POST /"

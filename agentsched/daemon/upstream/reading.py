@@ -19,14 +19,7 @@ from agentsched.daemon.errors import ApiError, bad_field, invalid_json
 from agentsched.daemon.talks import Message, Transcript
 from agentsched.daemon.upstream.bodies import Edits, is_accounting
 from agentsched.engines.frontend import ChatRequest
-
-CHAT, COMPLETIONS, RESPONSES, MESSAGES = (
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/responses",
-    "/v1/messages",
-)
-PATHS = (CHAT, COMPLETIONS, RESPONSES, MESSAGES)
+from agentsched.engines.upstream.paths import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 
 UNSTATED_OUTPUT_TOKENS = 1024
 """Taken to be meant where a request has no limit."""
@@ -58,6 +51,8 @@ class Body(msgspec.Struct):
     nvext: Any = None
     session_id: Any = None
     session_params: Any = None
+    priority: Any = None
+    cache_salt: Any = None
 
 
 class _Other(Body):
@@ -71,13 +66,14 @@ _decode_others = msgspec.json.Decoder(_Other).decode
 _list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _text = msgspec.json.Decoder(str).decode
 _SIGNALS = ("program_id", "metadata", "nvext", "session_id", "session_params")
+_ADDED = ("session_id", "priority", "cache_salt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """A request as the daemon sees it. ``chat`` has no messages: those are in ``transcript``. ``signals`` are
     the fields that may say whose it is; ``digest`` is equal for a retry; ``edits`` is what has to be changed
-    in the body."""
+    in the body; ``stated`` are those fields of its own in whose place others may be put."""
 
     path: str
     chat: ChatRequest
@@ -87,6 +83,7 @@ class Asked:
     stream: bool
     max_output_tokens: int
     edits: Edits
+    stated: dict[str, Any]
 
 
 def read(path: str, data: bytes, *, care: bool) -> Asked:
@@ -118,6 +115,7 @@ def read(path: str, data: bytes, *, care: bool) -> Asked:
             usage=silent,
             options=options if silent and body.stream_options is not msgspec.UNSET else None,
         ),
+        stated={name: value for name in _ADDED if (value := getattr(body, name)) is not None},
     )
 
 

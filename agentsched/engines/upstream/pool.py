@@ -187,13 +187,18 @@ class Fetched:
 
 async def fetch(pool: Pool, path: str, headers: list[Header], timeout_s: float) -> Fetched:
     """A small GET. Raises ``UpstreamFault``."""
+    return await exchanged(pool, Outgoing(method="GET", path=path, headers=headers), timeout_s)
+
+
+async def exchanged(pool: Pool, outgoing: Outgoing, timeout_s: float) -> Fetched:
+    """A request whose answer is small. Raises ``UpstreamFault``."""
     fetched = Fetched()
-    connection = await pool.send(Outgoing(method="GET", path=path, headers=headers), fetched)
+    connection = await pool.send(outgoing, fetched)
     try:
         async with asyncio.timeout(timeout_s):
             await fetched.over
     except TimeoutError:
-        raise UpstreamFault(Fault.SILENT, f"{path} took more than {timeout_s:g} s") from None
+        raise UpstreamFault(Fault.SILENT, f"{outgoing.path} took more than {timeout_s:g} s") from None
     finally:
         pool.release(connection)
         with contextlib.suppress(UpstreamFault, asyncio.InvalidStateError, asyncio.CancelledError):
