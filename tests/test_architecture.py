@@ -30,7 +30,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "core": PREDICTORS,
     "graphs": ("agentsched.core.events",),
     "engines": (*VOCABULARY, "agentsched.core.standing"),
-    "cgroups": VOCABULARY,
+    "cgroups": (*VOCABULARY, "agentsched.core.tool_control", *PREDICTORS),
     "sdk": (*VOCABULARY, "agentsched.cgroups"),
     "daemon": ("agentsched.core", "agentsched.graphs", "agentsched.engines", "agentsched.cgroups"),
     "workloads": tuple(

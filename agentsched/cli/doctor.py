@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import click
 
-from agentsched.cgroups import Capabilities, Sandbox, SandboxError, ToolSpec
+from agentsched.cgroups import Capabilities, Sandbox, SandboxError, ToolSpec, sealing
 from agentsched.cli.check import Check
 
 # bits of linux/capability.h
@@ -39,6 +39,7 @@ def _sandbox() -> Iterator[Check]:
         with Sandbox.open("doctor") as sandbox:
             result = sandbox.run(ToolSpec(argv=[sys.executable, "-S", "-c", "x = bytearray(32 << 20)"]))
             can, refused = sandbox.capabilities, sandbox.refused
+            controlled = sandbox.controlled.on
     except SandboxError as error:
         yield Check("sandbox", "missing", str(error), "tool calls cannot run", "see AGENTSCHED_BACKEND")
         return
@@ -59,6 +60,20 @@ def _sandbox() -> Iterator[Check]:
             "boot with systemd.unified_cgroup_hierarchy=1",
         )
     yield from _abilities(can)
+    yield _present(
+        "control of tool calls",
+        controlled,
+        "on, with the first call" + ("; memory by pausing at caps" if can.backend == "hybrid" else ""),
+        "one tool can take the memory of all",
+        "needs memory limits and freezing, and AGENTSCHED_CONTROL not off",
+    )
+    yield _present(
+        "tools kept from control groups",
+        sealing.possible(),
+        "yes",
+        "a tool that may write control group files can leave its leaf; one that may not cannot anyway",
+        "run as root with CAP_SYS_ADMIN",
+    )
 
 
 def _lost_without_v2(can: Capabilities) -> str:

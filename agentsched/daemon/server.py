@@ -47,6 +47,7 @@ from agentsched.daemon.state import Database, Keeper, records
 from agentsched.daemon.status_api import StatusApi
 from agentsched.daemon.supervisor import Supervisor
 from agentsched.daemon.tenancy import Tenancies
+from agentsched.daemon.tool_worth import ToolWorth
 from agentsched.engines.contract import Engine, EngineGone
 from agentsched.engines.frontend import Frontend
 
@@ -161,6 +162,7 @@ class Daemon:
         log = self._open_log(core)
         self._assemble(core, log, database)
         stack.callback(self._host.close)
+        stack.callback(self._tool_worth.close)
         if settings.observe:
             self._host.post(ev.PolicyEngaged(engaged=False))
         if self._keeper is not None:
@@ -232,7 +234,9 @@ class Daemon:
         meter = ChargesMeter(self.accounts.charges, self.accounts.slo_ttft_s)
         tenancies = Tenancies(self.accounts, self._make_identities)
         self._live = Live(core, self._programs, settings.policy, logged=log is not None)
-        watchers: list[Watcher] = [self._programs, metrics, meter, self._live, *self._watchers]
+        self._tool_worth = ToolWorth()
+        watchers: list[Watcher] = [self._programs, metrics, meter, self._live, self._tool_worth]
+        watchers += self._watchers
         self._keeper: Keeper | None = None
         if database is not None:
             self._keeper = Keeper(database, core, self._programs, tenancies, self.accounts)

@@ -21,10 +21,10 @@ from typing import Protocol
 
 from agentsched.cgroups import tree
 from agentsched.cgroups.bpf.facts import Source
-from agentsched.cgroups.contract import Leaf, SandboxError, Usage
+from agentsched.cgroups.contract import Leaf, SandboxError, ToolSpec, Usage
 from agentsched.cgroups.hints import Hint
 from agentsched.cgroups.sandbox import Sandbox
-from agentsched.cgroups.spawn import inside
+from agentsched.cgroups.starting import inside
 from agentsched.cgroups.wrapping.endings import Ending
 from agentsched.cgroups.wrapping.tracking import Became, Began, Ended, Joined, Move, Tracker
 
@@ -85,7 +85,7 @@ class Agent:
         hint: Hint | None = None,
     ) -> None:
         self._sandbox, self._source, self._listener = sandbox, source, listener
-        self._names, self._weight = names, hint.cpu_weight if hint else None
+        self._names, self._hint, self._weight = names, hint, hint.cpu_weight if hint else None
         self._commands: dict[int, Command] = {}
         self._spare: tuple[ExitStack, Leaf] | None = None
         self._lock = threading.Lock()
@@ -188,6 +188,8 @@ class Agent:
             _leaves=leaves,
         )
         self._commands[move.command] = command
+        spec = ToolSpec(argv=move.words or ("command",), hint=self._hint)
+        self._sandbox.controlled.began(leaf, self._sandbox.program, self._sandbox.standing, spec, spec.hint)
         self._listener.began(command)
         try:
             self._spare = self._new_leaf()  # the next command does not wait for it to be made
@@ -215,7 +217,10 @@ class Agent:
         if command.status is not None or last or time.monotonic() > command.ended_s + _STATUS_S:
             command.told = True
             wall_s = command.ended_s - command.began_s
-            self._listener.ended(command, command.status, wall_s, command.leaf.usage())
+            used = command.leaf.usage()
+            by_itself = command.status is not None and command.status < 128
+            self._sandbox.controlled.ended(command.leaf, used.peak_memory_bytes, by_itself=by_itself)
+            self._listener.ended(command, command.status, wall_s, used)
 
     def _tidy(self) -> None:
         """Leaves of commands that have ended go once they are empty."""

@@ -36,7 +36,7 @@ from agentsched.cgroups import HostRefused, Sandbox
 from agentsched.cgroups.bpf import Source
 from agentsched.cgroups.bpf.kernel import KernelSource
 from agentsched.cgroups.bpf.loading import PROGRAMS
-from agentsched.cgroups.spawn import inside
+from agentsched.cgroups.starting import inside
 from agentsched.workloads.summary import describe_host
 
 RESULT = Path("out/bench/bpf.json")
