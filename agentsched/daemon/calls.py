@@ -331,9 +331,8 @@ class Calls:
     def _check_length(self, call: LiveCall) -> None:
         most = call.prepared.sampling.max_output_tokens
         if call.prepared.recorded is None and call.output_tokens > most:
-            raise ApiError(
-                500, f"the engine went on past the {most} tokens that it was asked for", kind="server_error"
-            )
+            too_long = f"the engine went on past the {most} tokens that it was asked for"
+            raise ApiError(500, too_long, kind="server_error")
 
     def _deliver(self, call: LiveCall, delta: Delta, stops: StopStrings, *, last: bool = False) -> None:
         text = stops.feed(delta.text)

@@ -32,12 +32,11 @@ import secrets
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import msgspec
 
 from agentsched.daemon.conversations import Conversations, Turn
-from agentsched.daemon.recent import Recent
+from agentsched.daemon.recent import Recent, Table
 from agentsched.daemon.signals import KINDS, Origin, Signal, read
 from agentsched.daemon.talks import Beginnings, Talk, Transcript, digest, listed
 from agentsched.engines.frontend import ChatRequest
@@ -47,14 +46,6 @@ _MOST_MEMBERS = 250
 """Agents of one run that are told apart."""
 
 _encoder = msgspec.json.Encoder(order="deterministic")
-
-
-class Table(NamedTuple):
-    """One of the tables, and what its keys and values are."""
-
-    entries: Recent[Any, Any]
-    key: type
-    value: Any
 
 
 @dataclass(slots=True)

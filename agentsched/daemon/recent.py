@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -72,3 +72,11 @@ class Recent(Generic[K, V]):
             return {}
         changed, self._changed = self._changed, {}
         return {key: self._entries.get(key) for key in changed}
+
+
+class Table(NamedTuple):
+    """A table for a copy that lasts longer, and what its keys and values are."""
+
+    entries: Recent[Any, Any]
+    key: type
+    value: Any

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from agentsched.daemon.asked import KEPT_S, MOST_CHARS, AskedTool, AskedTools
-from agentsched.daemon.upstream.reading import CHAT, MESSAGES, RESPONSES
 from agentsched.daemon.upstream.watching import Watch
+from agentsched.engines.upstream.paths import CHAT, MESSAGES, RESPONSES
 from tests.daemon.keyed import ACME, BOLT, two_tenants
 from tests.daemon.serving import served
 
