@@ -14,7 +14,7 @@ from agentsched.cgroups.bpf import Event, Source, open_source
 from agentsched.cgroups.bpf.loading import why_not
 from agentsched.cgroups.contract import HostRefused
 from agentsched.cgroups.sandbox import Runtime
-from agentsched.cgroups.spawn import inside
+from agentsched.cgroups.starting import inside
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
 

@@ -11,8 +11,7 @@ import pytest
 
 from agentsched.daemon.upstream import fast_path
 from tests.daemon.serving import DEADLINE_S, Served, until
-from tests.daemon.upstreams import Double, Got, answered, in_front_of, plainly
-from tests.daemon.written import BODY, CHAT, request
+from tests.daemon.upstreams import BODY, CHAT, Double, Got, answered, in_front_of, plainly, request
 
 
 class Wire:

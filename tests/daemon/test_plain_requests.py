@@ -1,4 +1,4 @@
-"""Any bytes at all on a socket, and which requests are taken for plain."""
+"""Any bytes on a socket: which of them are plain requests, and what all others do to the daemon."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from agentsched.daemon.upstream.plain_requests import MOST_KNOWN, Heads, begins_plainly, read_head
 from tests.daemon.serving import DEADLINE_S
-from tests.daemon.upstreams import Double, in_front_of, plainly
-from tests.daemon.written import BODY, CHAT, request
+from tests.daemon.upstreams import BODY, CHAT, Double, in_front_of, plainly, request
 
 PIECES = st.sampled_from(
     [

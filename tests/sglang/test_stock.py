@@ -22,7 +22,8 @@ from agentsched.daemon.upstream.server import UpstreamDaemon
 from agentsched.engines.upstream.engine import UpstreamEngine, UpstreamSettings
 from tests.daemon.keyed import ACME, BOLT, two_tenants
 from tests.daemon.serving import Served, quiet_port, until
-from tests.sglang.serving import SglangServer, prompt
+from agentsched.workloads.sglang_server import SglangServer
+from tests.sglang.serving import prompt
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from agentsched.engines.tied import tied
 from tests.daemon.serving import quiet_port
-from tests.sglang import model
-from tests.sglang.serving import SglangServer
+from agentsched.workloads import sglang_model as model
+from agentsched.workloads.sglang_server import SglangServer
 
 ROOT = Path(__file__).parents[2]
 PYTHON_VARIABLE = "AGENTSCHED_VLLM_PYTHON"
