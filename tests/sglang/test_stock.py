@@ -20,9 +20,9 @@ from agentsched.daemon.accounts import Declared
 from agentsched.daemon.settings import Settings
 from agentsched.daemon.upstream.server import UpstreamDaemon
 from agentsched.engines.upstream.engine import UpstreamEngine, UpstreamSettings
+from agentsched.workloads.sglang_server import SglangServer
 from tests.daemon.keyed import ACME, BOLT, two_tenants
 from tests.daemon.serving import Served, quiet_port, until
-from agentsched.workloads.sglang_server import SglangServer
 from tests.sglang.serving import prompt
 
 pytestmark = pytest.mark.timeout(300)

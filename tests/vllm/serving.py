@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agentsched.engines.tied import tied
-from tests.daemon.serving import quiet_port
 from agentsched.workloads import sglang_model as model
 from agentsched.workloads.sglang_server import SglangServer
+from tests.daemon.serving import quiet_port
 
 ROOT = Path(__file__).parents[2]
 PYTHON_VARIABLE = "AGENTSCHED_VLLM_PYTHON"
