@@ -41,8 +41,10 @@ import json, os, sys, threading
 from agentsched.cgroups import Sandbox, ToolSpec
 calls = json.loads(sys.argv[1])
 with Sandbox.open("first") as sandbox:
-    while not sandbox.controlled.connected:
+    for _ in range(400):
         sandbox.run(ToolSpec(argv=["sleep", "0.05"]))
+        if sandbox.controlled.connected: break
+    else: sys.exit("no controller came up")
 print("ready", flush=True)
 def run(name, priority, words):
     with Sandbox.open(name, priority=priority) as sandbox:

@@ -32,8 +32,10 @@ import json, sys, time
 from agentsched.cgroups import Sandbox, ToolSpec
 tool, bursts = sys.argv[1], int(sys.argv[2])
 with Sandbox.open("burst") as sandbox:
-    while not sandbox.controlled.connected:
+    for _ in range(400):
         sandbox.run(ToolSpec(argv=["sleep", "0.05"]))
+        if sandbox.controlled.connected: break
+    else: sys.exit("no controller came up")
     for _ in range(bursts):
         argv = [sys.executable, "-I", "-S", "-c", tool, sys.argv[3]]
         said = sandbox.run(ToolSpec(argv=argv, timeout_s=4.0))
