@@ -56,7 +56,8 @@ def test_it_serves_says_so_in_one_line_and_ends_on_a_signal(tmp_path: Path, numb
         assert len(children) == 1
         process.send_signal(number)
         out, err = process.communicate(timeout=DEADLINE_S)
-    assert out == f"agentsched: listening on {url} (policy agentsched, engine simulated, 20,000 KV tokens)\n"
+    served = "policy agentsched, engine simulated, 20,000 KV tokens"
+    assert out == f"agentsched: listening on {url} ({served}); see {url}/dashboard\n"
     assert (process.returncode, err) == (0, "agentsched: stopped\n")
     assert not children[0].is_running()
     assert '"CallFinished"' in log.read_text()
