@@ -22,13 +22,18 @@ BUSY_RETRY_AFTER_S = 1.0
 """Nobody knows when a call of the tenant ends; client libraries wait longer each time by themselves."""
 
 
+def scope_of(tenant: str) -> str:
+    """What all names of a tenant's programs begin with in the daemon."""
+    return "" if tenant == DEFAULT else f"{RESERVED}{tenant}/"
+
+
 class Tenancy:
     """One tenant's. ``live`` counts its calls."""
 
     def __init__(self, name: str, accounts: Accounts, make_identities: Callable[[str], Identities]) -> None:
         self.name = name
         self._accounts = accounts
-        self._scope = "" if name == DEFAULT else f"{RESERVED}{name}/"
+        self._scope = scope_of(name)
         self._bucket: Bucket | None = None
         self.identities = make_identities(self._scope)
         self.spellings = Spellings()

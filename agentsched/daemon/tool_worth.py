@@ -3,6 +3,9 @@
 What counts is their tenants' terms, and how much KV an engine keeps for them while their tools run: the join
 of the two sides. Nothing waits for it: without a controller, or with one that does not take it at once, it is
 told the next time.
+
+Sandboxes know programs by the names that their tenants use. Of two that are called the same the first is told
+of, while it is open: so nobody sets what another's tools get.
 """
 
 from __future__ import annotations
@@ -10,10 +13,13 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 
+import msgspec
+
 from agentsched.cgroups.control import messages as ms
 from agentsched.cgroups.control.client import connect_once
 from agentsched.core import decisions as de
 from agentsched.core import events as ev
+from agentsched.daemon.tenancy import scope_of
 
 RETRY_S = 5.0
 """So often it is looked for a controller."""
@@ -24,6 +30,8 @@ class ToolWorth:
 
     def __init__(self) -> None:
         self._known: dict[str, ms.Valued] = {}
+        self._called: dict[str, str] = {}
+        """Which program is meant by a name that a tenant uses."""
         self._changed: dict[str, None] = {}
         self._connection: socket.socket | None = None
         self._looked_s = -RETRY_S
@@ -32,9 +40,13 @@ class ToolWorth:
         """An event was handled."""
         match event:
             case ev.ProgramOpened():
-                self._value(ms.Valued(program=event.program, weight=event.weight, priority=event.priority))
+                name = event.program.removeprefix(scope_of(event.tenant))
+                if self._called.setdefault(name, event.program) == event.program:
+                    valued = ms.Valued(program=name, weight=event.weight, priority=event.priority)
+                    self._value(event.program, valued)
             case ev.ProgramClosed():
-                self._known.pop(event.program, None)
+                if (known := self._known.pop(event.program, None)) is not None:
+                    del self._called[known.program]
                 self._changed.pop(event.program, None)
         for decision in decided:
             if decision.advice:
@@ -54,13 +66,11 @@ class ToolWorth:
 
     def _keep(self, program: str, tokens: int) -> None:
         if (known := self._known.get(program)) is not None and known.kv_tokens != tokens:
-            self._value(
-                ms.Valued(program=program, weight=known.weight, priority=known.priority, kv_tokens=tokens)
-            )
+            self._value(program, msgspec.structs.replace(known, kv_tokens=tokens))
 
-    def _value(self, valued: ms.Valued) -> None:
-        self._known[valued.program] = valued
-        self._changed[valued.program] = None
+    def _value(self, program: str, valued: ms.Valued) -> None:
+        self._known[program] = valued
+        self._changed[program] = None
 
     def _tell(self, now: float) -> None:
         if self._connection is None:

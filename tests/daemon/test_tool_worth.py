@@ -12,6 +12,8 @@ import pytest
 from agentsched.cgroups.control import messages as ms
 from agentsched.core import decisions as de
 from agentsched.core import events as ev
+from agentsched.daemon.accounts import DEFAULT
+from agentsched.daemon.tenancy import scope_of
 from agentsched.daemon.tool_worth import RETRY_S, ToolWorth
 
 if not sys.platform.startswith("linux"):
@@ -50,8 +52,8 @@ def told(connection: socket.socket) -> list[object]:
             return found
 
 
-def opened(program: str) -> ev.ProgramOpened:
-    return ev.ProgramOpened(program=program, weight=2.0, priority=1)
+def opened(program: str, tenant: str = DEFAULT) -> ev.ProgramOpened:
+    return ev.ProgramOpened(program=scope_of(tenant) + program, tenant=tenant, weight=2.0, priority=1)
 
 
 def retain(program: str, *, until_s: float, advice: bool = False) -> de.Retain:
@@ -84,6 +86,25 @@ def test_terms_and_kept_kv_are_told(listener: socket.socket, worth: ToolWorth) -
             ms.Valued(program="p", weight=2.0, priority=1, kv_tokens=900),
             ms.Valued(program="p", weight=2.0, priority=1, kv_tokens=0),
         ]
+
+
+def test_sandboxes_know_programs_by_the_names_of_their_tenants(
+    listener: socket.socket, worth: ToolWorth
+) -> None:
+    listen(listener)
+    ours, theirs = scope_of("ours") + "p", scope_of("theirs") + "p"
+    worth.observe(0.0, opened("p", "ours"), ())
+    connection, _ = listener.accept()
+    with connection:
+        worth.observe(0.0, opened("p", "theirs"), ())
+        worth.observe(1.0, ev.Woken(), (retain(theirs, until_s=9.0), retain(ours, until_s=9.0)))
+        worth.observe(2.0, ev.ProgramClosed(program=theirs), ())
+        worth.observe(3.0, ev.Woken(), (de.Release(program=ours, engine="e", cause=2, epoch=1, seq=2),))
+        worth.observe(4.0, ev.ProgramClosed(program=ours), ())
+        worth.observe(5.0, opened("p", "theirs"), ())
+        said = [valued for valued in told(connection) if isinstance(valued, ms.Valued)]
+    assert {valued.program for valued in said} == {"p"}
+    assert [valued.kv_tokens for valued in said] == [None, 900, 0, None]
 
 
 def test_a_controller_that_comes_later_is_told_all(listener: socket.socket, worth: ToolWorth) -> None:
