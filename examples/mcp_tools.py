@@ -47,8 +47,9 @@ async def main() -> None:
     with local_daemon({}):
         command, *words = [*AGENTSCHED, "mcp-run", "--memory", "1G", "--", sys.executable, __file__, "serve"]
         parameters = StdioServerParameters(command=command, args=words, env=dict(os.environ))
-        async with Client(parameters) as client:
-            with program("reader"):
+        # The server ends within the program: so all that it has to report of it comes in time.
+        with program("reader"):
+            async with Client(parameters) as client:
                 for tool, arguments in (("look_up", {"key": "a"}), ("burn", {"name": "a book"})):
                     result = await client.call_tool(tool, arguments, meta=call_meta("memory:64M"))
                     print(tool, "failed:" if result.is_error else "says:", result.content[0].text)
