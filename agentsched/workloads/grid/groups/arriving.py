@@ -81,7 +81,7 @@ def _sustained(scale: Scale, loads: Mapping[str, Load], found: Found) -> Iterato
                 while (at := next_rate(known)) is not None:
                     cells = [
                         opened("sustained", load, policy, seed, at, scale.hours, row=row, arrivals=arrivals)
-                        for seed in seeds_of(scale, 2)
+                        for seed in seeds_of(scale, 5)
                     ]
                     yield from cells
                     if any(cell.run not in found for cell in cells):
@@ -139,7 +139,7 @@ GROUPS = (
     Group(
         name="sustained",
         about="The largest rate at which the mean TCT stays within twice the unloaded one, by halving to "
-        "5 % and interpolating. Two seeds; six hours of arrivals unless `--hours` says otherwise.",
+        "5 % and interpolating. Five seeds; a day of arrivals unless `--hours` says otherwise.",
         cases=("tool-paced",),
         cells=_sustained,
     ),
