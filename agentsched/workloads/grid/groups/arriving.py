@@ -157,8 +157,8 @@ GROUPS = (
     Group(
         name="sustained",
         about="The largest rate at which the mean TCT stays within twice the unloaded one, by halving to "
-        "5 % and interpolating: with two seeds and a quarter of a day of arrivals, and from there on with five "
-        "and a day (`--hours`) for what the goal compares.",
+        "5 % and interpolating: with two seeds and a quarter of a day of arrivals, and from there on with "
+        "five and a day (`--hours`) for what the goal compares.",
         cases=("tool-paced",),
         cells=_sustained,
     ),
