@@ -10,6 +10,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# A controller of tool calls of their own, gone soon after them: others may run beside these tests.
+os.environ.setdefault("AGENTSCHED_CONTROL_NAME", f"tests-{os.getpid()}")
+os.environ.setdefault("AGENTSCHED_CONTROL_LINGER_S", "5")
+
 import pytest
 from hypothesis import settings
 

@@ -30,7 +30,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "core": PREDICTORS,
     "graphs": ("agentsched.core.events",),
     "engines": (*VOCABULARY, "agentsched.core.standing"),
-    "cgroups": VOCABULARY,
+    "cgroups": (*VOCABULARY, "agentsched.core.tool_control", *PREDICTORS),
     "sdk": (*VOCABULARY, "agentsched.cgroups"),
     "daemon": ("agentsched.core", "agentsched.graphs", "agentsched.engines", "agentsched.cgroups"),
     "workloads": tuple(
@@ -49,6 +49,7 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "aiohttp": ("agentsched.daemon", "agentsched.engines", "agentsched.workloads", "agentsched.cli"),
     "bcc": ("agentsched.cgroups",),
     "networkx": ("agentsched.graphs", "agentsched.workloads"),
+    "playwright": ("agentsched.workloads",),
     "plotly": ("agentsched.workloads",),
     "minisweagent": ("agentsched.sdk", "agentsched.workloads"),
     "sglang": ("agentsched.engines.sglang",),
@@ -58,10 +59,12 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "rich": ("agentsched.cli", "agentsched.workloads"),
     "scipy": ("agentsched.workloads.bounds", "agentsched.workloads.grid"),
     "matplotlib": ("agentsched.workloads.grid",),
-    "agents": ("agentsched.workloads.live_clients",),
+    "agents": ("agentsched.sdk.openai_agents", "agentsched.workloads.live_clients"),
     "langgraph": ("agentsched.workloads.live_clients",),
+    "langchain_core": ("agentsched.sdk.langgraph",),
     "langchain_openai": ("agentsched.workloads.live_clients",),
-    "smolagents": ("agentsched.workloads.live_clients",),
+    "smolagents": ("agentsched.sdk.smolagents", "agentsched.workloads.live_clients"),
+    "mcp": (),
 }
 
 # Imported by SGLang only, in its own environment (tests/sglang).
@@ -224,7 +227,10 @@ def test_a_third_party_package_is_imported_only_by_its_adapters(package: str) ->
     assert not strays, f"{package} belongs to {ADAPTERS[package]}"
 
 
-USED = ("engine", "gpu", "demo", "bench", "clients", "otel", "fast", "sglang")
+USED = (
+    *("engine", "gpu", "demo", "bench", "clients", "kv-events", "otel", "fast", "sglang"),
+    *("langgraph", "mcp", "mini-swe-agent", "openai-agents", "smolagents"),
+)
 
 
 def test_what_is_imported_is_declared() -> None:

@@ -54,8 +54,14 @@ class Unsupported(SandboxError):
     """The backend lacks the capability."""
 
 
+MOST_PIDS = 4096
+"""Processes and threads of a call, unless it says otherwise: enough for builds, and the end of fork bombs."""
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Hard limits of one leaf; None is unlimited. Memory counts swap and page cache too."""
+    """Hard limits of one leaf. Memory counts swap and page cache too; None is unlimited there and for CPU:
+    the host's controller sees to the rest. ``pids``: processes and threads at the same time; None is
+    ``MOST_PIDS``, where the backend can limit them."""
 
     memory_bytes: int | None = None
     cpu_cores: float | None = None
@@ -78,6 +84,8 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
     stdout and stderr merged, and all but the first and last half of ``max_output_bytes`` dropped;
     or, with ``passthrough``, the caller's own stdio is used. ``timeout_s`` is wall time. ``hint``: what it
     is expected to need; without one, that of ``AGENT_RESOURCE_HINT`` counts (see ``hints``).
+    ``nesting``: the command may make control groups and mounts of its own, for sandboxes in the sandbox;
+    without it, it cannot write control group files, whatever user it is (see ``sealing``).
     ``tap``: progress that a shell command hides by a pipe is looked at too, where somebody listens, for
     which its text is changed (see ``tapping``).
     """
@@ -95,6 +103,7 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_output_bytes: int = 1 << 20
     passthrough: bool = False
     tap: bool = False
+    nesting: bool = False
 
     def __post_init__(self) -> None:
         if bool(self.argv) == bool(self.command):
@@ -277,13 +286,9 @@ class Leaf(Protocol):
         """Processes of the leaf that the kernel killed at the memory limit."""
         ...
 
-    def entered(self) -> bool:
-        """Whether any process ever got wholly inside."""
-        ...
-
     def entries(self) -> list[str]:
-        """Files into which a process writes 0 to enter the leaf, in this order; the next exec is
-        then inside."""
+        """Files into which the id of a process is written to move it into the leaf, in this order; its next
+        exec is then inside."""
         ...
 
     def marks(self) -> dict[str, str]:

@@ -12,6 +12,7 @@ import msgspec
 
 from agentsched.cgroups.commands import Words, programs
 from agentsched.cgroups.contract import Ending, Feedback, Limits, Pressure, ToolSpec, Usage
+from agentsched.cgroups.controlled import Verdict
 from agentsched.cgroups.hints import VARIABLE, Hint
 
 FILE_VARIABLE = "AGENTSCHED_FEEDBACK"
@@ -35,6 +36,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     progress_source: str = ""
     hint: Hint | None = None
     hint_problem: str = ""
+    verdict: Verdict = Verdict()
 
 
 def feedback(spec: ToolSpec, seen: Seen) -> Feedback:
@@ -86,6 +88,8 @@ def _why(spec: ToolSpec, seen: Seen, needs_s: float | None) -> list[str]:
             if seen.hint and seen.hint.memory_bytes:
                 text += f" (expected were {size(seen.hint.memory_bytes)})"
             return [f"{text}; the sandbox and earlier work are untouched"]
+        case Ending.KILLED if seen.verdict.why:
+            return _ended_for_memory(seen.verdict)
         case Ending.KILLED:
             peak = f", having used {size(used.peak_memory_bytes)}" if used.peak_memory_bytes else ""
             return [
@@ -96,12 +100,30 @@ def _why(spec: ToolSpec, seen: Seen, needs_s: float | None) -> list[str]:
             return []
 
 
+def _ended_for_memory(verdict: Verdict) -> list[str]:
+    held = f"the command was ended while it held {size(verdict.memory_bytes)} of memory"
+    rest = "the sandbox and earlier work are untouched"
+    match verdict.why:
+        case "too big":
+            return [f"{held} and needed more than this machine has ({size(verdict.host_bytes)} in all)", rest]
+        case "waited":
+            waited = f"it had waited {verdict.waited_s:.0f} s for more, and the machine had none to spare"
+            return [f"{held}: {waited}", rest]
+        case _:
+            short = f"the machine ({size(verdict.host_bytes)}) ran short, and others came before it"
+            return [f"{held}: {short}", rest]
+
+
 def _slowed(limits: Limits, seen: Seen) -> list[str]:
     used, found = seen.usage, []
     least_s = max(1.0, SLOWED_SHARE * used.wall_s)
     if limits.cpu_cores is not None and used.throttled_s >= least_s:
         found.append(f"its CPU limit of {limits.cpu_cores:g} cores held it back for {used.throttled_s:.0f} s")
-    if seen.pressure is not None and seen.pressure.memory_s >= least_s:
+    if seen.verdict.waited_s >= least_s:
+        found.append(
+            f"it was held back for {seen.verdict.waited_s:.0f} s, for the machine was short of memory"
+        )
+    elif seen.pressure is not None and seen.pressure.memory_s >= least_s:
         found.append(f"it waited {seen.pressure.memory_s:.0f} s for memory")
     return found
 

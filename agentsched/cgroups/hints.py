@@ -47,8 +47,9 @@ _UNITS |= {"cpu": {"": 1}, "time": {"": 1, "s": 1, "m": 60, "h": 3600}}
 class Hint(msgspec.Struct, frozen=True, kw_only=True):
     """A level or an amount for each resource: bytes at most, cores, seconds of wall time.
 
-    The CPU level sets the leaf's CPU weight. The amount of memory is told to the daemon, which believes it
-    where it has not seen more. The rest stands in the feedback, beside what was used.
+    The CPU level sets the leaf's CPU weight, and counts in its program's. The amount of memory is told to the
+    daemon, which believes it where it has not seen more, and to the controller of the host, as what is
+    expected. The rest stands in the feedback, beside what was used.
     """
 
     memory: Level | None = None

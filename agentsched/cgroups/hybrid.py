@@ -37,6 +37,19 @@ class V1Knobs:
         # memory+swap must never be under memory: lift it, then set both
         return lift, (plain, str(limit_bytes)), (self._swap_limit, str(limit_bytes))
 
+    def cap(self, limit_bytes: int | None, own_limit_bytes: int | None) -> Writes:
+        limit, oom = f"{self._memory}/memory.limit_in_bytes", f"{self._memory}/memory.oom_control"
+        if limit_bytes is None:
+            return (limit, str(own_limit_bytes or -1)), (oom, "0")
+        # without the OOM killer a task waits at the limit until that is raised
+        return (oom, "1"), (limit, str(limit_bytes))
+
+    def protect(self, folder: str, held_bytes: int) -> Writes:
+        return ()
+
+    def stopped(self) -> bool:
+        return "under_oom 1" in tree.read_if_there(f"{self._memory}/memory.oom_control")
+
     def cpu(self, cores: float | None) -> Writes:
         quota = -1 if cores is None else max(1000, round(cores * _PERIOD_US))
         return (f"{self._cpu}/cpu.cfs_period_us", str(_PERIOD_US)), (
@@ -78,7 +91,10 @@ def open_backend(found: Hierarchies, instance: str, leases: Leases) -> CgroupBac
 
 def _capabilities(home: str, twins: dict[str, str]) -> Capabilities:
     lost = [f"no v1 {name} controller: no {name} limits" for name in ("cpu", "pids") if name not in twins]
-    lost.append("v1 memory: no throttling before the limit (memory.high), only reclaim and OOM at it")
+    lost.append(
+        "v1 memory: under pressure a call waits at its cap, where v2 would slow it down (memory.high), "
+        "and nothing is kept from being reclaimed (memory.low)"
+    )
     return Capabilities(
         backend="hybrid",
         whole_tree=True,

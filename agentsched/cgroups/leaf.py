@@ -10,7 +10,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Protocol
 
 from agentsched.cgroups import names, tree
@@ -32,6 +32,19 @@ class Knobs(Protocol):
     """Limits and memory figures of one leaf, as control files."""
 
     def memory(self, limit_bytes: int | None) -> Writes: ...
+
+    def cap(self, limit_bytes: int | None, own_limit_bytes: int | None) -> Writes:
+        """At the cap tasks wait or are slowed, and are not killed; None: only the leaf's own limit counts."""
+        ...
+
+    def protect(self, folder: str, held_bytes: int) -> Writes:
+        """Reclaim so much of what is under ``folder`` last; nothing where that cannot be had."""
+        ...
+
+    def stopped(self) -> bool:
+        """Whether a task waits at the cap, as far as the kernel tells."""
+        ...
+
     def cpu(self, cores: float | None) -> Writes: ...
     def weight(self, weight: int) -> Writes: ...
     def pids(self, limit: int | None) -> Writes: ...
@@ -42,13 +55,11 @@ class Knobs(Protocol):
 
 
 class CgroupLeaf:
-    """See ``contract.Leaf``. ``folder`` is the v2 one; ``twins`` are those of v1 controllers."""
+    """See ``contract.Leaf``. ``folders``: the v2 one, and those of v1 controllers by their names."""
 
-    def __init__(
-        self, folder: str, twins: Iterable[str], knobs: Knobs, can: Capabilities, leases: Leases
-    ) -> None:
-        self.folder = folder
-        self._twins = list(twins)
+    def __init__(self, folders: dict[str, str], knobs: Knobs, can: Capabilities, leases: Leases) -> None:
+        self._twins = dict(folders)
+        self.folder = self._twins.pop("v2")
         self._knobs = knobs
         self._can = can
         self._leases = leases
@@ -57,6 +68,11 @@ class CgroupLeaf:
         self._held: set[str] = set()
         self._born = time.monotonic()
         self._removed = False
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """Its folders by hierarchy, the v2 one as ``v2``."""
+        return {"v2": self.folder, **self._twins}
 
     @property
     def cgroup_id(self) -> int | None:
@@ -147,12 +163,8 @@ class CgroupLeaf:
     def oom_kills(self) -> int:
         return self._knobs.oom_kills()
 
-    def entered(self) -> bool:
-        # the v2 folder is entered last, and nothing can exec there without using CPU time
-        return tree.keyed(tree.read_if_there(f"{self.folder}/cpu.stat"), "usage_usec") > 0
-
     def entries(self) -> list[str]:
-        return [f"{folder}/cgroup.procs" for folder in (*self._twins, self.folder)]
+        return [f"{folder}/cgroup.procs" for folder in (*self._twins.values(), self.folder)]
 
     def marks(self) -> dict[str, str]:
         return {}
@@ -168,7 +180,7 @@ class CgroupLeaf:
             self._removed = True
             for key in sorted(self._held):
                 self._forget(key)
-        _remove([self.folder, *self._twins])
+        _remove([self.folder, *self._twins.values()])
 
 
 class CgroupBackend:
@@ -217,8 +229,7 @@ class CgroupBackend:
             except HostRefused:
                 tree.remove(list(folders.values()), patience_s=1.0)
                 raise
-        v2, *twins = folders.values()
-        return CgroupLeaf(v2, twins, self._knobs(folders), self.capabilities, self._leases)
+        return CgroupLeaf(folders, self._knobs(folders), self.capabilities, self._leases)
 
     def _make(self, folder: str, *, leaf: bool) -> None:
         """Make one folder, if it is not there, and what is missing above it."""

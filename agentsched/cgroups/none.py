@@ -52,7 +52,6 @@ class PlainLeaf:
         self._group: int | None = None
         self._cpu_s = 0.0
         self._peak = 0
-        self._entered = False
 
     @property
     def cgroup_id(self) -> int | None:
@@ -109,9 +108,6 @@ class PlainLeaf:
     def oom_kills(self) -> int:
         return 0
 
-    def entered(self) -> bool:
-        return self._entered
-
     def entries(self) -> list[str]:
         return []
 
@@ -121,7 +117,6 @@ class PlainLeaf:
 
     def started(self, pid: int) -> None:
         self._group = pid if hasattr(os, "killpg") else None
-        self._entered = True
 
     def ended(self, cpu_s: float, peak_memory_bytes: int) -> None:
         # the pid is free for others now; what is left of the group is found by its mark

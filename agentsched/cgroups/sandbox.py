@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from agentsched.cgroups import detect, names
 from agentsched.cgroups.contract import Capabilities, Leaf, SandboxError, SpecRefused, ToolResult, ToolSpec
+from agentsched.cgroups.controlled import Controlled, Standing
 from agentsched.cgroups.counts import Counts
 from agentsched.cgroups.guard import Guard
 from agentsched.cgroups.none import PlainBackend
@@ -43,6 +44,7 @@ class Runtime:
         if sys.platform == "linux":
             mark = self.backend.mark if isinstance(self.backend, PlainBackend) else ""
             self.guard.watch(self.backend.roots(), mark)
+        self.controlled = Controlled(self.backend.capabilities)
         self._say_what_is_lost(wanted)
 
     def _say_what_is_lost(self, wanted: str) -> None:
@@ -62,6 +64,7 @@ class Runtime:
                 # after a fork these belong to the parent, and so do their leaves and watchdogs
                 for runtime in cls._shared.values():
                     runtime.guard.forsake()
+                    runtime.controlled.forsake()
                 cls._shared.clear()
                 cls._owner = os.getpid()
             if wanted not in cls._shared:
@@ -82,6 +85,7 @@ class Runtime:
             try:
                 runtime.backend.close()
             finally:
+                runtime.controlled.close()
                 runtime.guard.close(wait=wait)
 
 
@@ -97,8 +101,10 @@ class Sandbox:
 
     _numbers: ClassVar[itertools.count[int]] = itertools.count(1)
 
-    def __init__(self, runtime: Runtime, program: str) -> None:
+    def __init__(self, runtime: Runtime, program: str, standing: Standing) -> None:
         self.program = program
+        self.standing = standing
+        """What its calls count for, beside others of the host."""
         self._runtime = runtime
         self._leaves: dict[str, Leaf] = {}
         self._lock = threading.Lock()
@@ -107,8 +113,18 @@ class Sandbox:
         """What its commands counted (tests, as a rule) when they ran before."""
 
     @classmethod
-    def open(cls, program: str = "", *, backend: str = "auto") -> Sandbox:
+    def open(
+        cls,
+        program: str = "",
+        *,
+        backend: str = "auto",
+        weight: float | None = None,
+        priority: int | None = None,
+    ) -> Sandbox:
         """A sandbox on the best backend there is, down to a plain process on any system.
+
+        ``weight`` (0.001 to 1000, 1 is usual) and ``priority`` (0 to 9): what its calls count for where
+        memory or CPU time is short, as those of its tenant do in the daemon. None: nothing is said.
 
         ``backend`` (or AGENTSCHED_BACKEND) asks for ``v2``, ``hybrid``, ``v2-partial`` or ``none``
         instead; ``HostRefused`` says why it cannot be had, ``SpecRefused`` that there is none such.
@@ -116,12 +132,19 @@ class Sandbox:
         wanted = os.environ.get("AGENTSCHED_BACKEND", "auto") if backend == "auto" else backend
         if wanted not in detect.NAMES:
             raise SpecRefused(f"backend {wanted!r} is not one of {', '.join(detect.NAMES)}")
-        return cls(Runtime.shared(wanted), program or f"program-{os.getpid()}-{next(cls._numbers)}")
+        standing = Standing.checked(weight, priority)
+        name = program or f"program-{os.getpid()}-{next(cls._numbers)}"
+        return cls(Runtime.shared(wanted), name, standing)
 
     @property
     def capabilities(self) -> Capabilities:
         """What the backend can do here, and what is lost."""
         return self._runtime.backend.capabilities
+
+    @property
+    def controlled(self) -> Controlled:
+        """This process's link to the host's controller."""
+        return self._runtime.controlled
 
     @property
     def refused(self) -> tuple[tuple[str, str], ...]:
@@ -180,6 +203,7 @@ class Sandbox:
             yield tool_call, leaf
         finally:
             try:
+                self.controlled.ended(leaf)
                 leaf.remove()
             finally:
                 with self._lock:

@@ -1,17 +1,9 @@
-"""Runs one tool call in a leaf: in it before the command is executed, and nothing left after it.
-
-A process must enter its leaf before it becomes the user's command, else its first children escape.
-Code between fork and exec (``preexec_fn``) is not safe in a process with threads, and v1 has no
-clone-into-cgroup. So the child is first a tiny ``sh`` that writes itself into the leaf and then
-executes the command in its own place; ``subprocess`` starts it with vfork, whatever the size of
-this process. Should entering fail, it exits before anything of the user's has run.
-"""
+"""Runs one tool call in a leaf: in it before the command is executed (``starting``), and nothing left
+after it."""
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentsched.cgroups.contract import (
+    MOST_PIDS,
     Cancelled,
     Capabilities,
     CommandUnusable,
@@ -31,10 +24,12 @@ from agentsched.cgroups.contract import (
     ToolSpec,
     Unsupported,
 )
+from agentsched.cgroups.controlled import Verdict
 from agentsched.cgroups.feedback import Seen, feedback
 from agentsched.cgroups.hints import Hint, hint_of
 from agentsched.cgroups.outputs import OnOutput, Outputs
 from agentsched.cgroups.pump import Cancel, Capture, Outcome, Pump
+from agentsched.cgroups.starting import start
 
 if TYPE_CHECKING:
     import asyncio
@@ -45,9 +40,6 @@ if TYPE_CHECKING:
 OnStart = Callable[[Leaf, int], None]
 
 TIMED_OUT_STATUS = 124
-_NOT_ENTERED_STATUS = 125
-_ENTER = 'while [ "$1" != -- ]; do echo 0 >"$1" || exit 125; shift; done; shift; exec "$@"'
-_SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DEATH_S = 10.0
 
 
@@ -75,12 +67,13 @@ def run_tool_sync(
     watch = _watch(sandbox, spec, on_progress)
     with sandbox.leaf(spec.tool_call) as (tool_call, leaf):
         unenforced = _configure(leaf, spec, hint, sandbox.capabilities)
+        sandbox.controlled.began(leaf, sandbox.program, sandbox.standing, spec, hint)
         if watch is not None:
             environment = watch.environment | environment
         environment.update(leaf.marks())
         outputs = Outputs(spec, argv, watch, on_output)
         try:
-            process = _start(outputs, spec, environment, leaf.entries())
+            process = start(outputs, spec, environment, leaf)
             pump = Pump(process, outputs.capture, cancel)
             try:
                 outputs.start()
@@ -127,9 +120,6 @@ def _check(sandbox: Sandbox, run: _Run) -> None:
         raise Cancelled(f"{run.tool_call} was cancelled")
     if sandbox.closed:
         raise Cancelled(f"{run.tool_call} ended with its sandbox, which was closed")
-    if run.pump.ended.exit_status == _NOT_ENTERED_STATUS and not run.leaf.entered():
-        said = run.capture.result().decode(errors="replace")
-        raise HostRefused(f"{run.tool_call} could not enter its leaf: {said}")
 
 
 def _result(sandbox: Sandbox, spec: ToolSpec, run: _Run, unenforced: tuple[str, ...]) -> ToolResult:
@@ -139,6 +129,12 @@ def _result(sandbox: Sandbox, spec: ToolSpec, run: _Run, unenforced: tuple[str, 
     ending = _ending(run, oom_kills)
     status = TIMED_OUT_STATUS if timed_out else run.pump.ended.exit_status
     told = run.watch.last() if run.watch is not None else None
+    verdict = sandbox.controlled.ended(
+        run.leaf,
+        used.peak_memory_bytes,
+        by_itself=ending is Ending.EXITED,
+        killed=ending in (Ending.KILLED, Ending.MEMORY_LIMIT),
+    )
     if ending is Ending.EXITED and run.watch is not None:
         sandbox.counts.learn(spec, run.watch.counted())
     seen = Seen(
@@ -150,6 +146,7 @@ def _result(sandbox: Sandbox, spec: ToolSpec, run: _Run, unenforced: tuple[str, 
         progress_source=told.source if told else "",
         hint=run.hint,
         hint_problem=run.hint_problem,
+        verdict=verdict,
     )
     return ToolResult(
         program=sandbox.program,
@@ -160,7 +157,7 @@ def _result(sandbox: Sandbox, spec: ToolSpec, run: _Run, unenforced: tuple[str, 
         usage=used,
         timed_out=timed_out,
         oom_killed=oom_kills > 0,
-        reason=_reason(spec, run.pump, timed_out, oom_kills),
+        reason=_reason(spec, run.pump, timed_out, oom_kills, verdict),
         backend=sandbox.capabilities.backend,
         feedback=feedback(spec, seen),
         unenforced=unenforced,
@@ -263,6 +260,8 @@ def _configure(leaf: Leaf, spec: ToolSpec, hint: Hint | None, can: Capabilities)
     weight = hint.cpu_weight if hint else None
     if weight is not None:
         asked.append(("CPU weight", weight, lambda: leaf.weigh_cpu(weight)))
+    if spec.limits.pids is None and can.pids_limit:
+        leaf.limit_pids(MOST_PIDS)
     unenforced = []
     for name, value, setter in asked:
         if value is None:
@@ -272,32 +271,6 @@ def _configure(leaf: Leaf, spec: ToolSpec, hint: Hint | None, can: Capabilities)
         except Unsupported:
             unenforced.append(name)
     return tuple(unenforced)
-
-
-def _start(
-    outputs: Outputs, spec: ToolSpec, environment: dict[str, str], entries: list[str]
-) -> subprocess.Popen[bytes]:
-    argv = outputs.argv
-    if entries:
-        # a shell drops variables whose names it cannot hold, so env(1) sets those behind it
-        odd = [f"{name}={value}" for name, value in environment.items() if not _SHELL_NAME.fullmatch(name)]
-        argv = ["/bin/sh", "-c", _ENTER, "agentsched", *entries, "--", *(["env", *odd] if odd else []), *argv]
-    try:
-        return subprocess.Popen(
-            argv,
-            cwd=spec.cwd,
-            env=environment,
-            stdin=None if spec.passthrough else subprocess.DEVNULL,
-            stdout=outputs.stdout,
-            stderr=outputs.stderr,
-            pass_fds=outputs.pass_fds,
-            start_new_session=True,
-            bufsize=0,
-        )
-    except OSError as error:
-        if error.errno == errno.ENOEXEC:
-            raise CommandUnusable(f"not executable: {argv[0]} (no program and no #! line)", 126) from error
-        raise HostRefused(f"cannot start {spec.command_class}: {error.strerror}") from error
 
 
 def _end(leaf: Leaf, process: subprocess.Popen[bytes], pump: Pump) -> None:
@@ -319,13 +292,15 @@ def _end(leaf: Leaf, process: subprocess.Popen[bytes], pump: Pump) -> None:
         pump.close()
 
 
-def _reason(spec: ToolSpec, pump: Pump, timed_out: bool, oom_kills: int) -> str:
+def _reason(spec: ToolSpec, pump: Pump, timed_out: bool, oom_kills: int, verdict: Verdict) -> str:
     ended = pump.ended
     if timed_out:
         return f"timed out after {spec.timeout_s:g} s"
     words = f"exited with {ended.exit_status}"
     if ended.signal_number:
         words = f"killed by {signal.Signals(ended.signal_number).name}"
+    if verdict.why:
+        words += "; it was ended for the memory that it held"
     if oom_kills:
         limit = f" of {spec.limits.memory_bytes} bytes" if spec.limits.memory_bytes else ""
         words += f"; the kernel killed {oom_kills} of its processes at the memory limit{limit}"

@@ -86,6 +86,12 @@ def pids(root: str) -> list[int]:
     return sorted({pid for pid in found if pid > 0})
 
 
+def enter(files: list[str], pid: int) -> bool:
+    """Move a process into the folders of these cgroup.procs; False if it, or they, are gone. What it makes
+    meanwhile may stay behind. Raises ``OSError``."""
+    return all(write_if_there(path, str(pid)) for path in files)
+
+
 def thaw(root: str) -> None:
     """Thaw every v2 folder under ``root``."""
     for folder in folders(root):

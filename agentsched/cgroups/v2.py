@@ -19,6 +19,9 @@ from agentsched.cgroups.leaf import CgroupBackend, Writes
 
 WANTED = ("cpu", "memory", "pids")
 _PERIOD_US = 100_000
+_STALLED_PERCENT = 5.0
+"""Of the last 10 s; one that holds what it needs at its cap does not wait."""
+
 _ADVICE = "start under `systemd-run --user --scope -p Delegate=yes`, or delegate a cgroup of its own"
 
 
@@ -35,6 +38,21 @@ class V2Knobs:
             return (limit,)
         # a limit that may be exceeded into swap is none
         return (f"{self._folder}/memory.swap.max", "max" if limit_bytes is None else "0"), limit
+
+    def cap(self, limit_bytes: int | None, own_limit_bytes: int | None) -> Writes:
+        # memory.max, the leaf's own limit, stays as it is
+        return ((f"{self._folder}/memory.high", "max" if limit_bytes is None else str(limit_bytes)),)
+
+    def protect(self, folder: str, held_bytes: int) -> Writes:
+        return ((f"{folder}/memory.low", str(held_bytes)),)
+
+    def stopped(self) -> bool:
+        # over memory.high tasks are slowed more and more: to a stop, for all that matters
+        cap = tree.read_if_there(f"{self._folder}/memory.high").strip()
+        if not cap.isdigit() or self.memory_now() < int(cap) - int(cap) // 64:
+            return False
+        some = tree.read_if_there(f"{self._folder}/memory.pressure").partition("avg10=")[2]
+        return float(some.split()[0]) >= _STALLED_PERCENT if some else True
 
     def cpu(self, cores: float | None) -> Writes:
         quota = "max" if cores is None else str(max(1000, round(cores * _PERIOD_US)))

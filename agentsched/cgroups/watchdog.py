@@ -3,7 +3,7 @@
 One a runtime instance, started by ``guard``. It learns of leases through a pipe, one JSON object a
 line: ``{"hold": KEY, "until": T, "writes": [[FILE, TEXT], ...], "resume": MARK}`` and
 ``{"drop": KEY}``, T in monotonic seconds. It undoes what is held when its time comes. When the runtime is
-gone (the pipe's end, or its pidfd) it removes every leaf of the instance and ends.
+gone (the pipe's end, or its pidfd) it undoes all that is held, removes every leaf of the instance and ends.
 
 It has a session of its own and ignores signals that a terminal or service manager sends to all, so
 it outlives the runtime by as long as the cleaning takes. It imports the standard library and modules
@@ -13,6 +13,7 @@ of this package that do so too.
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import signal
@@ -71,8 +72,8 @@ class Watchdog:
                 self._leases[order["hold"]] = order
         return bool(data)
 
-    def _undo_due(self) -> None:
-        now = time.monotonic()
+    def _undo_due(self, now: float | None = None) -> None:
+        now = time.monotonic() if now is None else now
         for key in [key for key, lease in self._leases.items() if float(lease["until"]) <= now]:
             lease = self._leases.pop(key)
             for path, text in lease["writes"]:
@@ -85,7 +86,8 @@ class Watchdog:
                 marked.send(lease["resume"], signal.SIGCONT)
 
     def clean(self) -> list[str]:
-        """Remove all leaves of the instance; returns what could not be removed."""
+        """Undo what is held, and remove all leaves of the instance; returns what could not be removed."""
+        self._undo_due(math.inf)
         left = tree.remove(self._roots, _PATIENCE_S)
         if self._mark:
             left += [str(pid) for pid in marked.kill(self._mark, _PATIENCE_S)]

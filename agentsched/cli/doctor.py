@@ -13,12 +13,13 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 import click
 
-from agentsched.cgroups import Capabilities, Sandbox, SandboxError, ToolSpec
+from agentsched.cgroups import Capabilities, Sandbox, SandboxError, ToolSpec, sealing
+from agentsched.cli.check import Check
 
 # bits of linux/capability.h
 _CAPABILITIES = (
@@ -27,16 +28,6 @@ _CAPABILITIES = (
     ("CAP_BPF", 39, "BPF programs only with CAP_SYS_ADMIN"),
 )
 _DELEGATE = "root, or `systemd-run --user --scope -p Delegate=yes agentsched ...`"
-
-
-class Check(NamedTuple):
-    """One row. ``state`` is ok, partial or missing; ``lost`` and ``remedy`` are for the last two."""
-
-    name: str
-    state: str
-    found: str
-    lost: str = ""
-    remedy: str = ""
 
 
 def _present(name: str, there: bool, found: str, lost: str, remedy: str) -> Check:
@@ -48,6 +39,7 @@ def _sandbox() -> Iterator[Check]:
         with Sandbox.open("doctor") as sandbox:
             result = sandbox.run(ToolSpec(argv=[sys.executable, "-S", "-c", "x = bytearray(32 << 20)"]))
             can, refused = sandbox.capabilities, sandbox.refused
+            controlled = sandbox.controlled.on
     except SandboxError as error:
         yield Check("sandbox", "missing", str(error), "tool calls cannot run", "see AGENTSCHED_BACKEND")
         return
@@ -68,6 +60,20 @@ def _sandbox() -> Iterator[Check]:
             "boot with systemd.unified_cgroup_hierarchy=1",
         )
     yield from _abilities(can)
+    yield _present(
+        "control of tool calls",
+        controlled,
+        "on, with the first call" + ("; memory by pausing at caps" if can.backend == "hybrid" else ""),
+        "one tool can take the memory of all",
+        "needs memory limits and freezing, and AGENTSCHED_CONTROL not off",
+    )
+    yield _present(
+        "tools kept from control groups",
+        sealing.possible(),
+        "yes",
+        "a tool that may write control group files can leave its leaf; one that may not cannot anyway",
+        "run as root with CAP_SYS_ADMIN",
+    )
 
 
 def _lost_without_v2(can: Capabilities) -> str:
@@ -149,24 +155,23 @@ def _kernel() -> Iterator[Check]:
 
 
 def _bpf() -> Iterator[Check]:
+    from agentsched.cgroups.bpf import headers, loading
+
     spec = importlib.util.find_spec("bcc")
     folders = list(spec.submodule_search_locations or []) if spec else []
     real = any(os.path.exists(f"{folder}/libbcc.py") for folder in folders)
-    lost = "no BPF sensing: progress of tools is polled, not pushed"
+    lost = "no BPF sensing: what tools do is polled, not pushed"
     remedy = "apt-get install python3-bpfcc (never from PyPI), and let the environment see it"
     if spec and not real:
         yield Check("bcc", "missing", "a different package named bcc", lost, f"pip uninstall bcc; {remedy}")
     else:
         yield _present("bcc", real, ", ".join(folders), lost, remedy)
-    headers = os.environ.get("BCC_KERNEL_SOURCE") or f"/lib/modules/{platform.release()}/build"
-    present = os.path.isdir(headers) or os.path.exists("/sys/kernel/kheaders.tar.xz")
-    yield _present(
-        "kernel headers",
-        present,
-        headers if os.path.isdir(headers) else "/sys/kernel/kheaders.tar.xz",
-        "bcc cannot compile as it is",
-        "linux-headers of this kernel, or BCC_KERNEL_SOURCE",
-    )
+    try:
+        found, trouble = headers.found(), ""
+    except SandboxError as error:
+        found, trouble = "", str(error)
+    yield _present("kernel headers", bool(found), found, "bcc cannot compile as it is", trouble)
+    yield _programs(loading.PROGRAMS, lost)
     tool = shutil.which("bpftool")
     yield _present(
         "bpftool",
@@ -175,6 +180,18 @@ def _bpf() -> Iterator[Check]:
         "loaded BPF programs cannot be listed",
         "apt-get install bpftool",
     )
+
+
+def _programs(programs: Sequence[str], lost: str) -> Check:
+    from agentsched.cgroups.bpf.loading import load
+
+    began_s = time.monotonic()
+    try:
+        load(programs).cleanup()
+    except SandboxError as error:
+        return Check("BPF programs", "missing", "do not load", lost, str(error))
+    took_s = time.monotonic() - began_s
+    return Check("BPF programs", "ok", f"{', '.join(programs)}: tried, loaded in {took_s:.1f} s")
 
 
 def _python() -> Iterator[Check]:
@@ -228,9 +245,20 @@ _SECTIONS: tuple[tuple[str, Callable[[], Iterator[Check]]], ...] = (
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
-def doctor(as_json: bool) -> None:
+@click.option(
+    "--upstream",
+    "urls",
+    multiple=True,
+    metavar="URL",
+    help="Also look at this server (SGLang, vLLM, ...), as for serve --upstream: what service would it give?",
+)
+def doctor(as_json: bool, urls: tuple[str, ...]) -> None:
     """Print what this machine offers, and for what is missing: what is lost and how to get it."""
     sections = [(title, list(look())) for title, look in _SECTIONS]
+    if urls:
+        from agentsched.cli.doctor_servers import servers  # needs more of the package than a bare machine
+
+        sections.append(("Servers", list(servers(urls))))
     if as_json:
         rows = [{"section": title, **check._asdict()} for title, checks in sections for check in checks]
         click.echo(json.dumps({"checks": rows}, indent=2))

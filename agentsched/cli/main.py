@@ -23,10 +23,14 @@ COMMANDS = {
     "config": "Write, check and explain the configuration file.",
     "key": "Make API keys for tenants and admins.",
     "run": "Run one command in a sandbox of its own.",
+    "mcp-run": "Run a server of tools (MCP) in a sandbox, and report its calls.",
+    "wrap": "Run an agent as it is, each command of it in a sandbox of its own.",
     "simulate": "Play traces of agents through policies, in virtual time.",
     "trace": "Make a trace for the simulator from a daemon's event log.",
     "fit": "Fit a cost profile for the simulator by measuring an engine.",
     "replay": "Feed event logs through the core: does it still decide the same?",
+    "top": "Watch a daemon in the terminal: programs, KV, decisions.",
+    "report": "Make one HTML file of a recorded period, from event logs.",
     "graph": "Export or draw what programs did, or tend to do, from a log.",
     "doctor": "Print what this machine offers, and what is lost without the rest.",
     "cleanup": "Remove what a killed run left behind.",
@@ -60,7 +64,8 @@ Examples:
 
 
 class LazyGroup(click.Group):
-    """A group whose subcommand NAME is ``agentsched.cli.NAME:NAME``, imported when it is used."""
+    """A group whose subcommand NAME is ``agentsched.cli.NAME:NAME``, imported when it is used; a hyphen
+    stands for an underscore."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -68,8 +73,9 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = getattr(import_module(f"agentsched.cli.{cmd_name}"), cmd_name)
-        assert isinstance(command, click.Command), f"agentsched.cli.{cmd_name}.{cmd_name} is no click command"
+        name = cmd_name.replace("-", "_")
+        command = getattr(import_module(f"agentsched.cli.{name}"), name)
+        assert isinstance(command, click.Command), f"agentsched.cli.{name}.{name} is no click command"
         return command
 
     def resolve_command(

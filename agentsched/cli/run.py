@@ -90,6 +90,8 @@ class Forwarder:
 @click.option(
     "--tool-call", envvar="AGENTSCHED_TOOL_CALL", default="", show_envvar=True, help="Id of the tool call."
 )
+@click.option("--priority", type=click.IntRange(0, 9), help="Against others where memory is short.")
+@click.option("--nesting", is_flag=True, help="COMMAND may make control groups and mounts of its own.")
 @click.option("--daemon", envvar="AGENTSCHED_URL", metavar="URL", show_envvar=True, help="Report to it.")
 @click.option("--usage", is_flag=True, help="One line on stderr about what was used.")
 @click.option(
@@ -111,6 +113,8 @@ def run(
     timeout: float | None,
     program: str,
     tool_call: str,
+    priority: int | None,
+    nesting: bool,
     daemon: str | None,
     usage: bool,
     json_file: IO[str] | None,
@@ -131,8 +135,9 @@ def run(
             timeout_s=timeout,
             limits=Limits(memory_bytes=memory, cpu_cores=cpu, pids=pids),
             passthrough=True,
+            nesting=nesting,
         )
-        result = _run(spec, program, daemon)
+        result = _run(spec, program, priority, daemon)
     except CommandUnusable as error:
         click.echo(f"agentsched: {error}", err=True)
         return error.exit_status
@@ -147,11 +152,11 @@ def run(
     return result.exit_status
 
 
-def _run(spec: ToolSpec, program: str, daemon: str | None) -> ToolResult:
+def _run(spec: ToolSpec, program: str, priority: int | None, daemon: str | None) -> ToolResult:
     forwarder = Forwarder()
     forwarder.install()
     reports: Reports | None = None
-    with Sandbox.open(program) as sandbox:
+    with Sandbox.open(program, priority=priority) as sandbox:
         if daemon:
             reports = Reports(daemon, sandbox.program, spec)
 

@@ -39,19 +39,26 @@ def before_upstreams(config: Config) -> Serving:
     none."""
     # Imported here: daemons with an engine of their own need none of it.
     from agentsched.daemon.upstream.server import UpstreamDaemon
+    from agentsched.engines.upstream.declared import apart
     from agentsched.engines.upstream.engine import UpstreamSettings
     from agentsched.engines.upstream.pool import Address
 
     api_key = os.environ.get(API_KEY_VARIABLE) or None
     told = config.upstream
     try:
-        names = [Address.parse(url).name for url in told.urls]
+        names = [Address.parse(apart(url)[0]).name for url in told.urls]
     except ValueError as error:
         raise click.UsageError(f"--upstream: {error}") from None
     if len(set(names)) < len(names):
         raise click.UsageError(f"--upstream: the same server is named twice: {', '.join(names)}")
     upstreams = [
-        UpstreamSettings(url=url, kv_tokens=told.kv_tokens, api_key=api_key, silence_s=told.silence_s)
+        UpstreamSettings(
+            url=url,
+            kv_tokens=told.kv_tokens,
+            api_key=api_key,
+            fields=told.fields,
+            silence_s=told.silence_s,
+        )
         for url in told.urls
     ]
 

@@ -39,6 +39,11 @@ class Core:
         """What engines were told last; nothing is sent twice."""
         self._now = float("-inf")
 
+    @property
+    def engaged(self) -> bool:
+        """Whether what the policy decides is to be carried out."""
+        return self._engaged
+
     def handle(self, now: float, event: ev.AnyEvent) -> list[AnyDecision]:
         """Take one event at ``now`` (monotonic seconds) and answer what is to be done, in order.
 
@@ -47,23 +52,30 @@ class Core:
         """
         if now < self._now:
             raise IllegalEvent(f"time runs backwards: {now} after {self._now}")
-        subject = self.state.apply(now, event)
+        state, policy = self.state, self.policy
+        subject = state.apply(now, event)
         self._now = now
         self._numbering.cause += 1
-        self.policy.observe(self.state, now, event, subject)
-        arriving = event.call if isinstance(event, ev.CallArrived) else None
-        orders = Orders(self.state, self._numbering, now, arriving, engaged=self._engaged)
+        for learner in policy.learners:
+            learner.observe(state, now, event, subject)
+        arriving = event.call if type(event) is ev.CallArrived else None
+        orders = Orders(state, self._numbering, now, arriving, engaged=self._engaged)
         self._follow(orders, event, subject)
-        self.policy.admission.review(self.state, orders)
+        policy.admission.review(state, orders)
+        if orders.paused or orders.admitted:
+            self._moved(orders)
+        if not self._engaged:
+            self._let_all_through(orders)
+        return orders.decided
+
+    def _moved(self, orders: Orders) -> None:
+        """Programs have lost or got their seats: what follows for their KV, and in the engine."""
         for program, engine in orders.paused:
             if not program.foreground and self._retains(engine):
                 self.policy.retention.paused(self.state, orders, program, engine)
         for program in orders.admitted:  # what the engine knew was released with the last seat
             self._ranks.pop(program.name, None)
             self._rank(orders, program)
-        if not self._engaged:
-            self._let_all_through(orders)
-        return orders.decided
 
     def next_wakeup(self) -> float | None:
         """When the core wants a ``Woken`` event, monotonic seconds; None if it waits for nothing."""
@@ -83,6 +95,14 @@ class Core:
         match event:
             case ev.CallStarted() | ev.FirstToken():
                 pass
+            case ev.CallArrived() if subject is not None:
+                if subject.seat is not None:
+                    self._rank(orders, subject)
+                    if self._retains(subject.seat):
+                        self.policy.retention.returned(self.state, orders, subject)
+            case ev.CallFinished() | ev.CallAborted() | ev.ToolStarted() | ev.ToolProgressed() if subject:
+                if subject.seat is not None and subject.in_gap and self._retains(subject.seat):
+                    self.policy.retention.away(self.state, orders, subject)
             case ev.EngineAttached():
                 if event.retention:
                     self.policy.retention.terms(orders, event.engine)
@@ -98,13 +118,6 @@ class Core:
                 self._ranks.pop(subject.name, None)
                 if subject.home is not None:
                     orders.release(subject, subject.home, "the program ended")
-            case ev.CallArrived() if subject is not None and subject.foreground:
-                self._rank(orders, subject)
-                if self._retains(subject.seat):
-                    self.policy.retention.returned(self.state, orders, subject)
-            case ev.CallFinished() | ev.CallAborted() | ev.ToolStarted() | ev.ToolProgressed() if subject:
-                if subject.in_gap and subject.foreground and self._retains(subject.seat):
-                    self.policy.retention.away(self.state, orders, subject)
 
     def _retains(self, engine: str | None) -> bool:
         """Whether the engine is there, and heeds what KV is worth."""

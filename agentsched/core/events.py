@@ -136,12 +136,20 @@ class CallArrived(Event, frozen=True, kw_only=True):
     max_output_tokens: int
     answers: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not (self.call and self.program and self.prompt_tokens >= 0 and self.max_output_tokens >= 0):
+            Value.__post_init__(self)  # which says what is wrong, and is slow
+
 
 class CallStarted(Event, frozen=True, kw_only=True):
     """The engine began to compute the call; ``cached_tokens`` of its prompt were held already."""
 
     call: str
     cached_tokens: int
+
+    def __post_init__(self) -> None:
+        if not (self.call and self.cached_tokens >= 0):
+            Value.__post_init__(self)
 
 
 class FirstToken(Event, frozen=True, kw_only=True):
@@ -159,6 +167,11 @@ class CallFinished(Event, frozen=True, kw_only=True):
     output_tokens: int
     recomputed_tokens: int = 0
     tool_calls: tuple[ToolCallRef, ...] = ()
+
+    def __post_init__(self) -> None:
+        prompt, cached, output = self.prompt_tokens, self.cached_tokens, self.output_tokens
+        if not (self.call and prompt >= 0 and cached >= 0 and output >= 0 and self.recomputed_tokens >= 0):
+            Value.__post_init__(self)
 
 
 class CallAborted(Event, frozen=True, kw_only=True):

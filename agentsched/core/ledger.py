@@ -25,6 +25,8 @@ class Ledger:
         """KV for what programs do not share."""
         self.active_share = 0.5
         """Mean share of the need whose programs are in the engine, not away (over two minutes)."""
+        self._tokens: dict[str, int] = {}
+        """What each program needs now."""
         self._forecasts: dict[str, Forecast] = {}
         self._endings: list[tuple[float, str, Forecast]] = []
         """(-calls left, program, forecast), ascending: who ends last is first."""
@@ -37,10 +39,10 @@ class Ledger:
         self._left: dict[str, None] = {}
 
     def __len__(self) -> int:
-        return len(self._forecasts)
+        return len(self._tokens)
 
     def __contains__(self, program: Program) -> bool:
-        return program.name in self._forecasts
+        return program.name in self._tokens
 
     def _make_room(self) -> None:
         """Anew, since other amounts are shared now.
@@ -62,6 +64,7 @@ class Ledger:
         self._settle(now)
         name, tokens = program.name, forecast.now_tokens
         self._take_out(name)
+        self._tokens[name] = tokens
         self._forecasts[name] = forecast
         insort(self._endings, (-forecast.calls_left, name, forecast))
         self.need_tokens += tokens
@@ -70,6 +73,23 @@ class Ledger:
             self._away[name] = tokens
             self._away_tokens += tokens
             self._leaves_s[name] = leaves_s
+
+    def count(self, program: Program, tokens: int, now: float) -> None:
+        """What a program that sits here needs now. Who asks for a peak, or who leaves, has to ``put`` it
+        before."""
+        self._settle(now)
+        name = program.name
+        self.need_tokens += tokens - self._tokens[name]
+        self._tokens[name] = tokens
+        if self._shared_by[name] != program.shared_tokens:
+            self._share(name, program.shared_tokens)
+        self._away_tokens -= self._away.pop(name, 0)
+        if name in self._leaves_s:
+            del self._leaves_s[name]
+            self._left.pop(name, None)
+        if program.gap_since_s is not None:
+            self._away[name] = tokens
+            self._away_tokens += tokens
 
     def drop(self, program: Program, now: float) -> None:
         """The program has no seat here any more, if it had one."""
@@ -83,7 +103,7 @@ class Ledger:
         if forecast is None:
             return False
         del self._endings[bisect_left(self._endings, (-forecast.calls_left, name))]
-        self.need_tokens -= forecast.now_tokens
+        self.need_tokens -= self._tokens.pop(name)
         self._away_tokens -= self._away.pop(name, 0)
         self._leaves_s.pop(name, None)
         self._left.pop(name, None)
@@ -105,11 +125,10 @@ class Ledger:
 
     def _settle(self, now: float) -> None:
         """Learn the share that held until now."""
-        if self._now is not None and self.need_tokens > 0:
+        before, self._now = self._now, now
+        if before is not None and self.need_tokens > 0 and now > before:
             share = 1.0 - self._away_tokens / self.need_tokens
-            passed_s = now - self._now
-            self.active_share += (share - self.active_share) * min(1.0, passed_s / ACTIVE_OVER_S)
-        self._now = now
+            self.active_share += (share - self.active_share) * min(1.0, (now - before) / ACTIVE_OVER_S)
 
     def leave(self, name: str, leaves_s: float) -> bool:
         """It is ``leaves_s``. False if the program's gap is another one by now, or over."""
@@ -138,7 +157,7 @@ class Ledger:
 
     def need_with(self, forecast: Forecast, without: set[str]) -> float:
         """Tokens needed now, with one more program and without some."""
-        return self.need_tokens + forecast.now_tokens - sum(self._forecasts[n].now_tokens for n in without)
+        return self.need_tokens + forecast.now_tokens - sum(self._tokens[name] for name in without)
 
     def peak_with(self, forecast: Forecast, without: set[str]) -> float:
         """The predicted peak, with one more program and without some."""
@@ -150,16 +169,20 @@ class Ledger:
             chain((f for _, _, f in endings[:at]), (forecast,), (f for _, _, f in endings[at:]))
         )
 
+    def forecasts(self) -> Iterator[tuple[str, Forecast]]:
+        """Of who sits here, by name, as they were ``put``; who ends last first."""
+        return ((name, forecast) for _, name, forecast in self._endings)
+
     def programs(self) -> Iterator[str]:
         """Who sits here."""
-        return iter(self._forecasts)
+        return iter(self._tokens)
 
     def check_invariants(self) -> None:
         """Raises AssertionError if the books disagree."""
-        tokens = sum(forecast.now_tokens for forecast in self._forecasts.values())
-        assert self.need_tokens == tokens, "tokens needed are miscounted"
+        assert self.need_tokens == sum(self._tokens.values()), "tokens needed are miscounted"
+        assert self._tokens.keys() == self._forecasts.keys(), "programs and forecasts disagree"
         assert self._away_tokens == sum(self._away.values()), "tokens away are miscounted"
-        assert sum(self._shared.values()) == len(self._forecasts), "shares are miscounted"
+        assert sum(self._shared.values()) == len(self._tokens), "shares are miscounted"
 
     def tokens_of(self, program: Program) -> int:
-        return self._forecasts[program.name].now_tokens
+        return self._tokens[program.name]

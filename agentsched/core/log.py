@@ -119,7 +119,7 @@ def steps(header: Header, entries: Iterable[Entry]) -> Iterator[Step]:
 
     Raises ``LogError`` if there can be no core like that of the header.
     """
-    core = _core(header)
+    core = make_core(header)
     step: Step | None = None
     for line, entry in enumerate(entries, 2):
         if entry.decision is not None and step is not None:
@@ -137,7 +137,8 @@ def steps(header: Header, entries: Iterable[Entry]) -> Iterator[Step]:
         yield step._replace(last=True)
 
 
-def _core(header: Header) -> Core:
+def make_core(header: Header) -> Core:
+    """The core before the first event of the file. Raises ``LogError`` if there can be none like it."""
     try:
         if header.snapshot is not None:
             return thaw(header.snapshot)

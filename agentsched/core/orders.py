@@ -28,6 +28,8 @@ class Numbering:
 class Orders:
     """Collects the decisions that follow from one event."""
 
+    __slots__ = ("_arriving", "_numbering", "_state", "admitted", "decided", "engaged", "now", "paused")
+
     def __init__(
         self,
         state: State,

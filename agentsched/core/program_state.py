@@ -12,6 +12,8 @@ from agentsched.graphs.predict import OWN_PEAKS
 class Phase(Enum):
     """Where a call is."""
 
+    __hash__ = object.__hash__  # members are single, and Enum's own is written in Python
+
     WAITING = auto()
     SENT = auto()
     RUNNING = auto()
@@ -29,6 +31,7 @@ class Call:
     max_output_tokens: int
     phase: Phase = Phase.WAITING
     started_s: float | None = None
+    first: bool = False  # the program's first one that was started
 
 
 @dataclass(slots=True)
@@ -99,5 +102,6 @@ class Program:
         """Its context at least: what it has, or what its live calls bring."""
         tokens = self.context_tokens
         for call in self.calls.values():
-            tokens = max(tokens, call.prompt_tokens)
+            if call.prompt_tokens > tokens:
+                tokens = call.prompt_tokens
         return tokens

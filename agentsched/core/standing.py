@@ -163,6 +163,21 @@ class StandingOrders:
         segment = self._segment(program, token, now)
         return worth_at(segment.host, now) if segment else 0.0
 
+    def worth_until(self, program: str, above: float, now: float) -> float:
+        """Until when the head of the program's context is worth more than ``above`` on the device, without a
+        break from ``now`` on; ``now`` if it is not."""
+        segment = self._segment(program, 0, now)
+        if segment is None:
+            return now
+        until_s = now
+        for step in segment.device:
+            if step.until_s <= now:
+                continue
+            if step.value <= above:
+                break
+            until_s = step.until_s
+        return min(until_s, self._retain[program].lease_until_s)
+
     def _segment(self, program: str, token: int, now: float) -> Segment | None:
         order = self._retain.get(program)
         if order is None or now >= order.lease_until_s:

@@ -21,6 +21,8 @@ policy.
 
 from __future__ import annotations
 
+from typing import Any
+
 from agentsched.core import events as ev
 from agentsched.core.engine_state import EngineState as EngineState
 from agentsched.core.models import Models
@@ -54,6 +56,9 @@ TRANSITIONS: dict[tuple[Phase, type[ev.Event]], Phase | None] = {
 }
 
 
+_ILLEGAL: Any = object()
+
+
 class State(Models):
     """All of the above plus the learned models. Mutated by ``apply``, ``seat`` and ``unseat``."""
 
@@ -79,16 +84,16 @@ class State(Models):
 
     def _apply(self, now: float, event: ev.AnyEvent) -> Program | None:
         match event:
+            case ev.CallArrived():
+                return self._arrive(now, event)
+            case ev.CallStarted() | ev.FirstToken() | ev.CallFinished() | ev.CallAborted():
+                return self._advance(now, event)
             case ev.ProgramOpened():
                 return self._open(now, event)
             case ev.ProgramAnnotated():
                 return self._annotate(now, event)
             case ev.ProgramRestored():
                 return self._restore(now, event)
-            case ev.CallArrived():
-                return self._arrive(now, event)
-            case ev.CallStarted() | ev.FirstToken() | ev.CallFinished() | ev.CallAborted():
-                return self._advance(now, event)
             case ev.ToolStarted() | ev.ToolProgressed() | ev.ToolFinished():
                 return self._tool(now, event)
             case ev.ProgramClosed():
@@ -217,7 +222,7 @@ class State(Models):
         program = self.program(event.program)
         if event.call in self.calls:
             raise IllegalEvent(f"call {event.call!r} has arrived already")
-        if program.in_gap and program.gap_since_s is not None and not program.gap_is_retry:
+        if program.gap_since_s is not None and not program.calls and not program.gap_is_retry:
             self.gaps.observe(program.gap_key, now - program.gap_since_s)
             self.returns.observe(program.awaited, returned=True)
         program.gap_since_s, program.gap_is_retry = None, False
@@ -243,21 +248,24 @@ class State(Models):
         call = self.calls.get(event.call)
         if call is None:
             raise IllegalEvent(f"{type(event).__name__}: call {event.call!r} is not live")
-        if (call.phase, type(event)) not in TRANSITIONS:
+        phase = TRANSITIONS.get((call.phase, type(event)), _ILLEGAL)
+        if phase is _ILLEGAL:
             raise IllegalEvent(f"{type(event).__name__} of call {event.call!r} in phase {call.phase.name}")
-        phase = TRANSITIONS[call.phase, type(event)]
         program = self.programs[call.program]
         if isinstance(event, ev.CallStarted):
             call.started_s = now
             if not program.began:
+                call.first = True
                 program.began, program.shared_tokens = True, event.cached_tokens
         if phase is not None:
             call.phase = phase
             return program
         del self.calls[event.call], program.calls[event.call]
-        if not program.waiting:
+        if self.queue and not program.waiting:
             self.queue.pop(program.name, None)
         if isinstance(event, ev.CallFinished):
+            if call.first:  # counted now; at its start it was perhaps guessed
+                program.shared_tokens = event.cached_tokens
             self._finished(program, event)
         elif program.in_gap:
             program.gap_is_retry, program.gap_key = True, ""

@@ -12,6 +12,7 @@ import ipaddress
 import socket
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
 from aiohttp import web
 
@@ -20,11 +21,24 @@ from agentsched.daemon.errors import ApiError
 from agentsched.daemon.tenancy import Tenancies, Tenancy
 
 TENANCY = web.RequestKey("tenancy", Tenancy)
+
+
+class Viewer(NamedTuple):
+    """Who looks: a tenant, or, without one, somebody who may see all."""
+
+    tenancy: Tenancy | None
+
+
+VIEWER = web.RequestKey("viewer", Viewer)
 ADMIN_PATH = "/agentsched/admin"
 METRICS_PATH = "/metrics"
 """The load of all tenants: for admins."""
+DASHBOARD_PATH = "/dashboard"
+"""The page itself, which holds nothing of anybody's."""
+VIEW_PATH = "/agentsched/v1/view"
+"""What the page shows: to admins all, to tenants their own."""
 
-OPEN = frozenset({"/", "/health", "/ready", "/openapi.json"})
+OPEN = frozenset({"/", "/health", "/ready", "/openapi.json", DASHBOARD_PATH, DASHBOARD_PATH + "/{file}"})
 _BEARER = "bearer "
 
 
@@ -48,6 +62,8 @@ class Access:
             return
         if path == METRICS_PATH or path.startswith(ADMIN_PATH):
             self._admin(http)
+        elif path.startswith(VIEW_PATH):
+            http[VIEWER] = self._viewer(http)
         else:
             http[TENANCY] = self.tenancy(http.headers, _peer(http))
 
@@ -82,6 +98,14 @@ class Access:
         elif self._key(http.headers).tenant != ADMIN:
             raise ApiError(403, "this needs an admin's key", kind="permission_error", code="wrong_key")
 
+    def _viewer(self, http: web.Request) -> Viewer:
+        if not self._accounts.locked:
+            _check_local(_peer(http))
+            _check_own_page(http)
+            return Viewer(None)
+        key = self._key(http.headers)
+        return Viewer(None if key.tenant == ADMIN else self._tenancies.of(key.tenant))
+
     def _key(self, headers: Mapping[str, str]) -> Key:
         stated = _stated(headers)
         found = {key.tenant: key for secret in stated if (key := self._accounts.known(secret)) is not None}
@@ -91,6 +115,20 @@ class Access:
             raise _unauthorized("the two keys of this request are of two tenants: send one")
         how = "send one as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
         raise _unauthorized("the API key is not known here" if stated else f"an API key is needed: {how}")
+
+
+def _check_own_page(http: web.Request) -> None:
+    """Pages from elsewhere may not look, not even those whose own name leads to this machine."""
+    name = http.url.host or "localhost"
+    own = http.headers.get("Sec-Fetch-Site", "none") in ("same-origin", "none")
+    if not own or not (name == "localhost" or name.replace(".", "").isdigit() or ":" in name):
+        raise ApiError(
+            403,
+            "without keys, the dashboard is shown to its own page alone: open it as "
+            "http://127.0.0.1:PORT/dashboard or http://localhost:PORT/dashboard",
+            kind="permission_error",
+            code="from_a_browser",
+        )
 
 
 def _stated(headers: Mapping[str, str]) -> list[str]:

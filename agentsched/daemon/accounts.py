@@ -278,7 +278,10 @@ class Accounts:
 
     def charges(self, tenant: str) -> Charges:
         """The tenant's account, to be added to."""
-        return self._charges.setdefault(tenant, Charges())
+        charges = self._charges.get(tenant)
+        if charges is None:
+            charges = self._charges[tenant] = Charges()
+        return charges
 
     def served(self, tenant: str, usage: Usage) -> None:
         """A call of the tenant was answered. It counts once its answer is on its way to a client: so a call
@@ -292,4 +295,5 @@ class Accounts:
 
     def slo_ttft_s(self, tenant: str) -> float | None:
         """What the tenant is promised; None for one that was deleted meanwhile."""
-        return self.tenant(tenant).slo_ttft_s if tenant in self else None
+        found = self._declared.get(tenant) or self._made.get(tenant)
+        return None if found is None else found.slo_ttft_s

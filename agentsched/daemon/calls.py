@@ -126,8 +126,12 @@ class Calls:
         self._live[claim.program, claim.digest] = call
         tenancy.live += 1
         tenancy.identities.begun(claim)
+        tenancy.asked.results(claim.answers, call.arrived_s)
         self.open_program(tenancy, claim.program, deadline_s=deadline_s, parent=claim.parent)
         self._arrive(call, claim.answers)
+        self._start(call)
+
+    def _start(self, call: LiveCall) -> None:
         call.task = asyncio.create_task(self._run(call), name=f"call {call.name}")
         self._tasks.add(call.task)
         call.task.add_done_callback(self._tasks.discard)
@@ -237,29 +241,34 @@ class Calls:
                 try:
                     await self._generate(call, await self._pass_gate(call))
                 except EngineGone as error:
-                    if call.delivered or call.beginnings > 1 or self.unavailable:
-                        raise engine_gone(str(error)) from error
-                    _log.warning("call %s begins again: %s", call.name, error)
-                    self._begin_again(call)
-        except ApiError as error:
-            self._end_badly(call, error)
-        except RequestRefused as error:
-            self._end_badly(call, refused(error, call.request.fields))
-        except Exception:
-            _log.exception("call %s failed by a fault of the daemon", call.name)
-            self._end_badly(
-                call, ApiError(500, "internal error of the daemon; its log has more", kind="server_error")
-            )
+                    self._try_again(call, error)
+        except Exception as error:
+            self._fail(call, error)
+
+    def _try_again(self, call: LiveCall, gone: EngineGone) -> None:
+        """Begin again, as its engine is gone. Raises ``ApiError`` if it may not."""
+        if call.delivered or call.beginnings > 1 or self.unavailable:
+            raise engine_gone(str(gone)) from gone
+        _log.warning("call %s begins again: %s", call.name, gone)
+        self._begin_again(call)
+
+    def _fail(self, call: LiveCall, error: Exception) -> None:
+        """It ends with what its clients are told of this."""
+        if isinstance(error, RequestRefused):
+            error = refused(error, call.request.fields)
+        if not isinstance(error, ApiError):
+            _log.error("call %s failed by a fault of the daemon", call.name, exc_info=error)
+            error = ApiError(500, "internal error of the daemon; its log has more", kind="server_error")
+        self._end_badly(call, error)
 
     async def _pass_gate(self, call: LiveCall) -> Engine:
         ticket = call.ticket
         assert ticket is not None
         try:
-            if ticket.passed.done():  # most calls are, and a time-out costs more than all of this
-                engine = ticket.passed.result()
-            else:
+            engine = ticket.engine  # most calls have it, and a time-out costs more than all of this
+            if engine is None:
                 async with asyncio.timeout_at(call.arrived_s + self._patience.max_hold_s):
-                    engine = await ticket.passed
+                    engine = await ticket.passed()
         except TimeoutError:
             if not self._host.engines:
                 raise engine_gone(f"no engine for {self._patience.max_hold_s:g} s; try again later") from None
@@ -322,9 +331,8 @@ class Calls:
     def _check_length(self, call: LiveCall) -> None:
         most = call.prepared.sampling.max_output_tokens
         if call.prepared.recorded is None and call.output_tokens > most:
-            raise ApiError(
-                500, f"the engine went on past the {most} tokens that it was asked for", kind="server_error"
-            )
+            too_long = f"the engine went on past the {most} tokens that it was asked for"
+            raise ApiError(500, too_long, kind="server_error")
 
     def _deliver(self, call: LiveCall, delta: Delta, stops: StopStrings, *, last: bool = False) -> None:
         text = stops.feed(delta.text)
@@ -338,6 +346,7 @@ class Calls:
     def _minted(self, call: LiveCall, tool: ToolCallText) -> ToolCall:
         identifier = call.tenancy.identities.mint(call.program, call.name)
         call.tenancy.spellings.keep(identifier, tool.arguments)
+        call.note_asked(identifier, tool.name, tool.arguments)
         return ToolCall(identifier, tool.name, tool.arguments)
 
     def _end_well(

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import msgspec
 
@@ -34,8 +33,7 @@ DELIVERED = ("calls_finished", "prompt_tokens", "cached_tokens", "output_tokens"
 """What counts once an answer is on its way to a client."""
 
 
-@dataclass(slots=True)
-class _Call:
+class _Call(msgspec.Struct):
     tenant: str
     arrived_s: float
     first_token_s: float | None = None
@@ -56,11 +54,8 @@ class ChargesMeter:
     def observe(self, now: float, event: ev.AnyEvent, decided: Iterable[de.AnyDecision]) -> None:
         """Follow one event that the core has handled."""
         match event:
-            case ev.ProgramOpened():
-                self._tenants[event.program] = event.tenant
-            case ev.ProgramClosed():
-                self._hold(now, event.program, 0)
-                self._tenants.pop(event.program, None)
+            case ev.CallStarted():
+                pass
             case ev.CallArrived():
                 self._calls[event.call] = _Call(self._tenants[event.program], now)
             case ev.FirstToken():
@@ -70,6 +65,11 @@ class ChargesMeter:
                 self._finish(now, event)
             case ev.CallAborted():
                 self._charges(self._calls.pop(event.call).tenant).calls_aborted += 1
+            case ev.ProgramOpened():
+                self._tenants[event.program] = event.tenant
+            case ev.ProgramClosed():
+                self._hold(now, event.program, 0)
+                self._tenants.pop(event.program, None)
             case ev.StepReport():
                 if event.snapshot:
                     for program in list(self._held):
@@ -94,9 +94,9 @@ class ChargesMeter:
 
     def _finish(self, now: float, event: ev.CallFinished) -> None:
         call = self._calls.pop(event.call)
-        charges = self._charges(call.tenant)
         promised_s = self._slo_ttft_s(call.tenant)
         if promised_s is not None:
+            charges = self._charges(call.tenant)
             took_s = (call.first_token_s or now) - call.arrived_s
             charges.slo_met += took_s <= promised_s
             charges.slo_missed += took_s > promised_s

@@ -17,18 +17,46 @@ class TurnedAway(Exception):
 
 
 class Ticket:
-    """One call at the gate. ``passed`` gives the engine's name, or raises what ended the wait."""
+    """One call at the gate. ``engine`` is the name of the one that it was let through to."""
+
+    __slots__ = ("_error", "_waiter", "call", "engine", "program")
 
     def __init__(self, call: str, program: str) -> None:
         self.call = call
         self.program = program
-        self.passed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.engine: str | None = None
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether it waits still."""
+        return self.engine is None and self._error is None
+
+    async def passed(self) -> str:
+        """Wait for the engine's name. Raises what ended the wait."""
+        if self.held:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if self._error is not None:
+            raise self._error
+        assert self.engine is not None, "it was let through"
+        return self.engine
+
+    def let_through(self, engine: str) -> None:
+        if self.held:
+            self.engine = engine
+            self._wake()
 
     def refuse(self, error: Exception) -> None:
         """End the wait; whoever awaits gets the error."""
-        if not self.passed.done():
-            self.passed.set_exception(error)
-            self.passed.exception()  # a call that was given up meanwhile has nobody to retrieve it
+        if self.held:
+            self._error = error
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class Gate:
@@ -82,5 +110,4 @@ class Gate:
 
     def _let_through(self, ticket: Ticket, engine: str) -> None:
         self._held.pop(ticket.call, None)
-        if not ticket.passed.done():
-            ticket.passed.set_result(engine)
+        ticket.let_through(engine)

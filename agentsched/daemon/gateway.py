@@ -72,14 +72,17 @@ class Gateway:
         self._started_unix_s = int(time.time())
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="agentsched-tokenize")
 
-    def application(self, operations: list[Operation], *, body_limit_bytes: int) -> web.Application:
+    def application(
+        self, operations: list[Operation], pages: Sequence[web.RouteDef], *, body_limit_bytes: int
+    ) -> web.Application:
         """The aiohttp application, ready for a runner (with ``handler_cancellation``); ``operations`` are the
-        daemon's own endpoints."""
-        middlewares: list[Middleware] = [_errors, self._admit]
+        daemon's own endpoints, ``pages`` are for people."""
+        middlewares: list[Middleware] = [errors_told, self._admit]
         app = web.Application(client_max_size=body_limit_bytes, middlewares=middlewares)
         for base in ("", PROGRAM_PATH):
             app.add_routes(self._agents_routes(base))
         app.add_routes(routes(operations))
+        app.add_routes(pages)
         return app
 
     @web.middleware
@@ -235,7 +238,7 @@ def _origin(http: web.Request, request: Request) -> Origin:
 
 
 @web.middleware
-async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
+async def errors_told(request: web.Request, handler: _Handler) -> web.StreamResponse:
     """Every failure in the format of the API that the client speaks."""
     allowed: str | None = None
     try:

@@ -47,11 +47,11 @@ class Host:
     ) -> None:
         self._core = core
         self._gate = gate
-        self._watchers = watchers
+        self._observe = [watcher.observe for watcher in watchers]
         self._event_log = log
         self._clock = clock
         self._engines: dict[str, _Link] = {}
-        self._pending: deque[tuple[ev.AnyEvent, list[IllegalEvent]]] = deque()
+        self._pending: deque[ev.AnyEvent] = deque()
         self._posting = False
         self._alarm: asyncio.TimerHandle | None = None
         self._due_s: float | None = None
@@ -61,23 +61,33 @@ class Host:
         """The attached engines by name."""
         return {name: link.engine for name, link in self._engines.items()}
 
+    @property
+    def engaged(self) -> bool:
+        """Whether what is decided is carried out; else the policy only watches."""
+        return self._core.engaged
+
+    def engine(self, name: str | None) -> Engine | None:
+        """The attached engine of that name, if there is one."""
+        link = self._engines.get(name) if name is not None else None
+        return None if link is None else link.engine
+
     def post(self, event: ev.AnyEvent) -> bool:
         """Handle one event; False if the core says that it cannot be (nothing has changed then).
 
         An event posted while another is being handled comes after it, and answers True.
         """
-        refused: list[IllegalEvent] = []
-        self._pending.append((event, refused))
         if self._posting:
+            self._pending.append(event)
             return True
         self._posting = True
         try:
+            taken = self._handle(event)
             while self._pending:
-                self._handle(*self._pending.popleft())
+                self._handle(self._pending.popleft())
         finally:
             self._posting = False
         self._set_alarm()
-        return not refused
+        return taken
 
     def attach(self, engine: Engine) -> None:
         """An engine is ready for calls."""
@@ -125,25 +135,31 @@ class Host:
         if self._event_log is not None:
             self._event_log.close()
 
-    def _handle(self, event: ev.AnyEvent, refused: list[IllegalEvent]) -> None:
+    def _handle(self, event: ev.AnyEvent) -> bool:
+        """False if it cannot be."""
         now = self._clock()
-        decided: list[de.AnyDecision] = []
         try:
             decided = self._core.handle(now, event)
         except IllegalEvent as error:
             _log.info("ignored: %s", error)
-            refused.append(error)
-            return
-        finally:
-            # Also when the core breaks: the event that broke it is the last one of the log.
-            if self._event_log is not None and not refused:
-                self._event_log.write(now, event, decided)
+            return False
+        except Exception:
+            if self._event_log is not None:  # the event that broke the core is the last one of the log
+                self._event_log.write(now, event, [])
+            raise
         if self._event_log is not None:
+            self._event_log.write(now, event, decided)
             self._event_log.go_on(self._core)
-        for watcher in self._watchers:
-            watcher.observe(now, event, decided)
+        for observe in self._observe:
+            observe(now, event, decided)
+        # What engines are told comes before the calls that it is about.
         for decision in decided:
-            self._carry_out(decision)
+            if not isinstance(decision, de.GateOrder):
+                self._carry_out(decision)
+        for decision in decided:
+            if isinstance(decision, de.GateOrder):
+                self._carry_out(decision)
+        return True
 
     def _carry_out(self, decision: de.AnyDecision) -> None:
         if decision.advice:

@@ -31,13 +31,12 @@ from __future__ import annotations
 import secrets
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
 import msgspec
 
 from agentsched.daemon.conversations import Conversations, Turn
-from agentsched.daemon.recent import Recent
+from agentsched.daemon.recent import Recent, Table
 from agentsched.daemon.signals import KINDS, Origin, Signal, read
 from agentsched.daemon.talks import Beginnings, Talk, Transcript, digest, listed
 from agentsched.engines.frontend import ChatRequest
@@ -49,14 +48,6 @@ _MOST_MEMBERS = 250
 _encoder = msgspec.json.Encoder(order="deterministic")
 
 
-class Table(NamedTuple):
-    """One of the tables, and what its keys and values are."""
-
-    entries: Recent[Any, Any]
-    key: type
-    value: Any
-
-
 @dataclass(slots=True)
 class Minted:
     """A tool call that we gave an id: by which call of which program, and whether its result came."""
@@ -66,24 +57,25 @@ class Minted:
     answered: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """What identity needs of a request. ``digest`` is ``call_digest`` of it; ``retry`` says that
-    the client itself calls this a retry. ``transcript``: its messages, where they are not in ``chat``."""
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """What identity needs of a request. ``digest`` is equal for a retry; where it is not so in a next life
+    (``call_digest`` is), ``lasting`` gives one that is. ``retry`` says that the client itself calls this a
+    retry. ``transcript``: its messages, where they are not in ``chat``."""
 
     chat: ChatRequest
     digest: bytes
-    origin: Origin = field(default_factory=Origin)
+    origin: Origin = msgspec.field(default_factory=Origin)
     retry: bool = False
     transcript: Transcript | None = None
+    lasting: Callable[[], bytes] | None = None
 
 
-@dataclass(slots=True, kw_only=True)
-class Claim:
+class Claim(msgspec.Struct, kw_only=True):
     """A call's tie to its program, until ``answered`` or ``given_up`` ends it.
 
     ``answers``: tool calls of ours whose results are new in this call. ``known_by`` is the signal.
-    ``parent``: the program that this one came from, if it is known. ``side``: see above.
+    ``parent``: the program that this one came from, if it is known. ``side``: see above. ``run``: what
+    stands for a program in the call's URL, "" for nothing.
     """
 
     program: str
@@ -93,11 +85,13 @@ class Claim:
     answers: tuple[str, ...] = ()
     parent: str | None = None
     side: bool = False
-    turn: Turn | None = field(default=None, repr=False)
+    run: str = ""
+    turn: Turn | None = None
+    opening: bytes | None = None
+    """The digest by which others that are equal find it, where nothing else tells whose it is."""
 
 
-@dataclass(slots=True)
-class _Profile:
+class _Profile(msgspec.Struct):
     """What kind of agent a program is: its system prompt and tools. ``asked``: the tool calls of its
     last answer, which was to call ``asked_by``."""
 
@@ -105,15 +99,15 @@ class _Profile:
     tools: bool
     calls: int = 0
     asked_by: str = ""
-    asked: list[str] = field(default_factory=list)
+    asked: list[str] = []
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(msgspec.Struct, frozen=True):
     program: str
     known_by: str
     parent: str | None = None
     turn: Turn | None = None
+    opening: bytes | None = None
 
 
 class Identities:
@@ -184,9 +178,8 @@ class Identities:
             self._parents[found.program] = found.parent
         if found.turn is not None and not side:
             found.turn.claimed = ask.digest
-        new = tuple(
-            i for i in ids if self._minted[i].program == found.program and not self._minted[i].answered
-        )
+        asked = [i for i in ids if self._minted[i].program == found.program]
+        new = tuple([i for i in asked if not self._minted[i].answered])
         return Claim(
             program=found.program,
             known_by=found.known_by,
@@ -195,7 +188,9 @@ class Identities:
             answers=new,
             parent=found.parent,
             side=side,
+            run=ask.origin.path or "",
             turn=None if side else found.turn,
+            opening=found.opening,
         )
 
     def new_name(self) -> str:
@@ -242,10 +237,10 @@ class Identities:
 
     def left(self, claim: Claim) -> None:
         """Nobody waits for the call any more: the same call may come again, for the same program."""
-        if claim.known_by == "new":
-            programs = self._given_up.get(claim.digest) or []
+        if claim.known_by == "new" and claim.opening is not None:
+            programs = self._given_up.get(claim.opening) or []
             if claim.program not in programs:
-                self._given_up[claim.digest] = [*programs, claim.program]
+                self._given_up[claim.opening] = [*programs, claim.program]
 
     def given_up(self, claim: Claim) -> None:
         """The call ended without an answer."""
@@ -255,9 +250,13 @@ class Identities:
     def _end(self, claim: Claim) -> None:
         if claim.turn is not None:
             claim.turn.claimed = None
-        if claim.program in (opening := self._opening.get(claim.digest) or []):
-            _put(self._opening, claim.digest, [program for program in opening if program != claim.program])
-        if claim.digest in (live := self._live.get(claim.program, [])):
+        if claim.opening is not None:
+            opening = self._opening.get(claim.opening) or []
+            if claim.program in opening:
+                rest = [program for program in opening if program != claim.program]
+                _put(self._opening, claim.opening, rest)
+        live = self._live.get(claim.program)
+        if live is not None and claim.digest in live:
             live.remove(claim.digest)
             if not live:
                 del self._live[claim.program]
@@ -293,6 +292,8 @@ class Identities:
     def _known_ids(self, talk: Talk) -> tuple[list[str], bool]:
         """Ids of ours in the messages, in order; and whether they had to be read out of texts."""
         stated, in_text = talk.tool_calls()
+        if not stated and not in_text:
+            return [], False
         plain = [i for i in stated if i in self._minted]
         texts = () if plain else [i for i in in_text if i in self._minted]
         return list(dict.fromkeys(plain or texts)), not plain
@@ -361,17 +362,18 @@ class Identities:
         return None if program is None else _Found(program, "quotation")
 
     def _first(self, ask: Ask, scope: Signal | None) -> _Found:
-        opening = self._opening.get(ask.digest) or []
-        if given_up := self._given_up.get(ask.digest):
+        asked = ask.digest if ask.lasting is None else ask.lasting()
+        opening = self._opening.get(asked) or []
+        if given_up := self._given_up.get(asked):
             program = given_up[0]
-            _put(self._given_up, ask.digest, given_up[1:])
+            _put(self._given_up, asked, given_up[1:])
         elif ask.retry and len(opening) == 1:
-            return _Found(opening[0], "retry")
+            return _Found(opening[0], "retry", opening=asked)
         else:
             program = scope.program if scope else self.new_name()
         if program not in opening:
-            self._opening[ask.digest] = [*opening, program]
-        return _Found(program, "new")
+            self._opening[asked] = [*opening, program]
+        return _Found(program, "new", opening=asked)
 
 
 def call_digest(chat: ChatRequest, stop: Sequence[str] = ()) -> bytes:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 
 from agentsched.daemon.answers import Ending, Piece, Usage
 from agentsched.daemon.apis.contract import Request
+from agentsched.daemon.asked import AskedTool
 from agentsched.daemon.errors import ApiError
 from agentsched.daemon.gate import Ticket
 from agentsched.daemon.identity import Claim
@@ -29,20 +31,20 @@ class LiveCall:
     arrived_s: float
     first: bool
     shared_tokens: int = 0
-    clients: int = 1
-    attached: int = 1
-    delivered: bool = False
-    charged: bool = False
-    pieces: list[Piece] = field(default_factory=list)
-    ending: Ending | None = None
-    error: ApiError | None = None
-    core_name: str = ""
-    beginnings: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    ticket: Ticket | None = None
-    task: asyncio.Task[None] | None = None
-    _changed: asyncio.Event | None = None
+    clients: int = field(default=1, init=False)
+    attached: int = field(default=1, init=False)
+    delivered: bool = field(default=False, init=False)
+    charged: bool = field(default=False, init=False)
+    pieces: list[Piece] = field(default_factory=list, init=False)
+    ending: Ending | None = field(default=None, init=False)
+    error: ApiError | None = field(default=None, init=False)
+    core_name: str = field(default="", init=False)
+    beginnings: int = field(default=0, init=False)
+    cached_tokens: int = field(default=0, init=False)
+    output_tokens: int = field(default=0, init=False)
+    ticket: Ticket | None = field(default=None, init=False)
+    task: asyncio.Task[None] | None = field(default=None, init=False)
+    _changed: asyncio.Event | None = field(default=None, init=False)
     """While somebody waits for a change."""
 
     @property
@@ -70,7 +72,7 @@ class LiveCall:
     @property
     def held(self) -> bool:
         """Whether it waits at the gate."""
-        return self.ticket is not None and not self.ticket.passed.done()
+        return self.ticket is not None and self.ticket.held
 
     @property
     def ended(self) -> bool:
@@ -104,6 +106,11 @@ class LiveCall:
             raise self.error
         assert self.ending is not None
         return self.ending
+
+    def note_asked(self, tool_call: str, tool: str, arguments: str) -> None:
+        """Its answer asks for a tool call."""
+        program, run = self.stated_program, self.claim.run
+        self.tenancy.asked.note(AskedTool(tool_call, tool, arguments, program, run, time.monotonic()))
 
     def notify(self) -> None:
         """Something changed: wake everybody who waits."""

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
 
 from agentsched.core import decisions as de
 from agentsched.core import events as ev
@@ -16,15 +22,73 @@ _TTFT_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 _CALL_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
+class _Counter(Collector):
+    """Counts by the values of its labels, as plain numbers: a call adds to a dozen of them."""
+
+    def __init__(
+        self, name: str, text: str, labels: Sequence[str] = (), *, registry: CollectorRegistry
+    ) -> None:
+        self.count: defaultdict[tuple[str, ...], float] = defaultdict(float)
+        if not labels:
+            self.count[()] = 0.0
+        self._named = name, text
+        self._labels = labels
+        self._created = time.time()
+        registry.register(self)
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily(*self._named, labels=self._labels)
+        for values, count in self.count.items():
+            family.add_metric(values, count, created=self._created)
+        yield family
+
+
+class _Histogram(Collector):
+    """The same of seconds, by the value of its label, if it has one."""
+
+    def __init__(
+        self,
+        name: str,
+        text: str,
+        labels: Sequence[str] = (),
+        *,
+        bounds: Sequence[float],
+        registry: CollectorRegistry,
+    ) -> None:
+        self._named = name, text
+        self._labels = labels
+        self._bounds = bounds
+        self._counts: dict[tuple[str, ...], list[int]] = {}
+        self._sums: dict[tuple[str, ...], float] = {}
+        if not labels:
+            self.observe(0.0, add=0)
+        registry.register(self)
+
+    def observe(self, seconds: float, *values: str, add: int = 1) -> None:
+        counts = self._counts.get(values)
+        if counts is None:
+            counts = self._counts[values] = [0] * (len(self._bounds) + 1)
+            self._sums[values] = 0.0
+        counts[bisect_left(self._bounds, seconds)] += add
+        self._sums[values] += seconds
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        family = HistogramMetricFamily(*self._named, labels=self._labels)
+        for values, counts in self._counts.items():
+            at_most = zip((*map(str, map(float, self._bounds)), "+Inf"), accumulate(counts), strict=True)
+            family.add_metric(values, list(at_most), self._sums[values])
+        yield family
+
+
 class Metrics:
     """Counts what the core handled. ``programs`` must watch before this does."""
 
     def __init__(self, programs: Programs) -> None:
         self._programs = programs
         self._registry = registry = CollectorRegistry()
-        counter = partial(Counter, registry=registry)
+        counter = partial(_Counter, registry=registry)
         gauge = partial(Gauge, registry=registry)
-        histogram = partial(Histogram, registry=registry)
+        histogram = partial(_Histogram, registry=registry)
         self._calls = counter("agentsched_calls", "LLM calls by how they ended.", ["outcome"])
         self._retries = counter(
             "agentsched_retries_attached", "Requests that were answered by a call that another one had begun."
@@ -56,17 +120,10 @@ class Metrics:
             "agentsched_ttft_seconds",
             "From a call's arrival to its first token, by whether it follows a gap.",
             ["turn"],
-            buckets=_TTFT_S,
+            bounds=_TTFT_S,
         )
-        self._call = histogram(
-            "agentsched_call_seconds", "From a call's arrival to its end.", buckets=_CALL_S
-        )
-        # Looking a child up costs more than counting. What labels there are is bounded: by kinds of decisions
-        # and signals, and by engines.
-        self._of_calls, self._of_signal = cache(self._calls.labels), cache(self._identified.labels)
-        self._of_tokens, self._of_decision = cache(self._tokens.labels), cache(self._decisions.labels)
-        self._of_turn, self._of_kv = cache(self._ttft.labels), cache(self._kv.labels)
-        self._of_engine = cache(self._engine.labels)
+        self._call = histogram("agentsched_call_seconds", "From a call's arrival to its end.", bounds=_CALL_S)
+        self._of_kv = cache(self._kv.labels)  # looking a child up costs more than setting it
         self._arrivals: dict[str, tuple[float, str]] = {}
         self._capacity: dict[str, int] = {}
 
@@ -84,29 +141,39 @@ class Metrics:
             ["engine", "kind"],
         )
 
+        self._service = gauge(
+            "agentsched_engine_service",
+            "1 for the level of service that an attached engine gives: order, soft or retention.",
+            ["engine", "level"],
+        )
+        self._levels: Callable[[], Mapping[str, str]] = dict
+
     def observe(self, now: float, event: ev.AnyEvent, decided: Sequence[de.AnyDecision]) -> None:
         """Count one event and what was decided."""
         for decision in decided:
-            self._of_decision(type(decision).__name__).inc()
+            self._decisions.count[type(decision).__name__,] += 1
         match event:
+            case ev.CallStarted():
+                pass
             case ev.CallArrived():
                 later = self._programs.open[event.program].calls_done > 0
                 self._arrivals[event.call] = (now, "later" if later else "first")
             case ev.FirstToken():
                 arrived_s, turn = self._arrivals[event.call]
-                self._of_turn(turn).observe(now - arrived_s)
+                self._ttft.observe(now - arrived_s, turn)
             case ev.CallFinished():
                 self._call.observe(now - self._arrivals.pop(event.call)[0])
-                self._of_calls("finished").inc()
-                self._of_tokens("prompt").inc(event.prompt_tokens)
-                self._of_tokens("cached").inc(event.cached_tokens)
-                self._of_tokens("recomputed").inc(event.recomputed_tokens)
-                self._of_tokens("output").inc(event.output_tokens)
+                self._calls.count["finished",] += 1
+                tokens = self._tokens.count
+                tokens["prompt",] += event.prompt_tokens
+                tokens["cached",] += event.cached_tokens
+                tokens["recomputed",] += event.recomputed_tokens
+                tokens["output",] += event.output_tokens
             case ev.CallAborted():
                 del self._arrivals[event.call]
-                self._of_calls("aborted").inc()
+                self._calls.count["aborted",] += 1
             case ev.ToolFinished():
-                self._tools.inc()
+                self._tools.count[()] += 1
             case ev.EngineAttached():
                 self._capacity[event.engine] = event.capacity_tokens
             case ev.EngineLost():
@@ -128,17 +195,21 @@ class Metrics:
         )
         gauge.set_function(failing)
 
+    def watch_engines(self, levels: Callable[[], Mapping[str, str]]) -> None:
+        """``levels``: the level of service of each attached engine, by its name."""
+        self._levels = levels
+
     def retry_attached(self) -> None:
         """A request joined a live call."""
-        self._retries.inc()
+        self._retries.count[()] += 1
 
     def identified(self, signal: str) -> None:
         """A call's program was found."""
-        self._of_signal(signal).inc()
+        self._identified.count[signal,] += 1
 
     def cared(self, rule: str, tokens: int) -> None:
         """A rule of prefix care made so many tokens shareable that were then shared."""
-        self._care.labels(rule).inc(tokens)
+        self._care.count[rule,] += tokens
 
     def text(self) -> bytes:
         """All of it in the Prometheus text format."""
@@ -152,6 +223,9 @@ class Metrics:
             self._live.labels(phase).set(count)
         for state, count in seats.items():
             self._states.labels(state).set(count)
+        self._service.clear()
+        for engine, level in self._levels().items():
+            self._service.labels(engine, level).set(1)
         return generate_latest(self._registry)
 
     def _report(self, report: ev.StepReport) -> None:
@@ -169,4 +243,4 @@ class Metrics:
             ("recomputed", report.recomputed_tokens),
             ("evicted", report.evicted_tokens),
         ):
-            self._of_engine(report.engine, kind).inc(tokens)
+            self._engine.count[report.engine, kind] += tokens

@@ -74,6 +74,18 @@ class Programs:
 
     def _follow(self, now: float, event: ev.AnyEvent) -> None:
         match event:
+            case ev.CallArrived():
+                view = self.open[event.program]
+                view.calls[event.call] = "sent" if view.engine else "waiting"
+                view.active_s = now
+                self._calls[event.call] = view
+                for tool_call in event.answers:
+                    view.tools.pop(tool_call, None)
+            case ev.CallStarted() | ev.FirstToken():
+                phase = "running" if isinstance(event, ev.CallStarted) else "decoding"
+                self._calls[event.call].calls[event.call] = phase
+            case ev.CallFinished() | ev.CallAborted():
+                self._end(now, event)
             case ev.ProgramOpened():
                 self._open(now, event)
             case ev.ProgramAnnotated():
@@ -89,18 +101,6 @@ class Programs:
                 view.context_tokens = event.context_tokens
             case ev.ProgramClosed():
                 self.open.pop(event.program, None)
-            case ev.CallArrived():
-                view = self.open[event.program]
-                view.calls[event.call] = "sent" if view.engine else "waiting"
-                view.active_s = now
-                self._calls[event.call] = view
-                for tool_call in event.answers:
-                    view.tools.pop(tool_call, None)
-            case ev.CallStarted() | ev.FirstToken():
-                phase = "running" if isinstance(event, ev.CallStarted) else "decoding"
-                self._calls[event.call].calls[event.call] = phase
-            case ev.CallFinished() | ev.CallAborted():
-                self._end(now, event)
             case ev.ToolStarted() | ev.ToolProgressed() | ev.ToolFinished():
                 view = self.open[event.program]
                 view.active_s = now

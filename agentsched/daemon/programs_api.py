@@ -28,6 +28,7 @@ from agentsched.daemon.tenancy import Tenancy
 
 PROGRAMS_PATH = "/agentsched/v1/programs"
 EVENTS_PATH = "/agentsched/v1/events"
+TOOL_CALLS_PATH = "/agentsched/v1/tool-calls"
 
 ExpectedCalls = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 State = Literal["waiting", "running", "tool", "idle"]
@@ -90,6 +91,31 @@ class ProgramQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     after: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = 0
     state: State | UnsetType = UNSET
     parent: StatedName | UnsetType = UNSET
+
+
+class ToolQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Of which run (the name in its base URL) or program; of all without."""
+
+    run: StatedName | UnsetType = UNSET
+
+
+class ToolInfo(msgspec.Struct, kw_only=True):
+    """A tool call that the model asked for: ``arguments`` as it wrote them, JSON. ``age_s``: since then;
+    ``result_age_s``: since its result came, if it did."""
+
+    tool_call: str
+    tool: str
+    arguments: str
+    program: str
+    run: str | None
+    age_s: float
+    result_age_s: float | None
+
+
+class ToolList(msgspec.Struct, kw_only=True):
+    """In order of asking: those without a result, and those whose result came a little while ago."""
+
+    tool_calls: list[ToolInfo]
 
 
 class Account(msgspec.Struct, kw_only=True):
@@ -180,6 +206,14 @@ class ProgramsApi:
             ),
             of_tenant(
                 method="GET",
+                path=TOOL_CALLS_PATH,
+                summary="List tool calls that the model asked for lately",
+                run=self.list_tools,
+                query=ToolQuery,
+                answers={200: ToolList},
+            ),
+            of_tenant(
+                method="GET",
                 path="/agentsched/v1/account",
                 summary="Look at one's own terms and use",
                 run=self.show_account,
@@ -247,6 +281,25 @@ class ProgramsApi:
     def take(self, asked: Asked) -> Answer:
         events = intake.parse_events(asked.body, asked.tenancy)
         return Answer(intake.take(events, asked.tenancy, self._calls, self._host))
+
+    def list_tools(self, asked: Asked) -> Answer:
+        query: ToolQuery = asked.query
+        if query.run is not UNSET:
+            check_program(query.run, "run")
+        now = time.monotonic()
+        found = [
+            ToolInfo(
+                tool_call=each.tool_call,
+                tool=each.tool,
+                arguments=each.arguments,
+                program=each.program,
+                run=each.run or None,
+                age_s=now - each.asked_s,
+                result_age_s=None if each.result_s is None else now - each.result_s,
+            )
+            for each in asked.tenancy.asked.listed("" if query.run is UNSET else query.run, now)
+        ]
+        return Answer(ToolList(tool_calls=found))
 
     def show_account(self, asked: Asked) -> Answer:
         return Answer(self.account(asked.tenancy))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -31,14 +31,20 @@ class Recent(Generic[K, V]):
         return self._entries[key]
 
     def __setitem__(self, key: K, value: V) -> None:
-        self._entries[key] = value
-        self._entries.move_to_end(key)
-        self.touch(key)
-        if len(self._entries) > self._limit:
-            self.touch(self._entries.popitem(last=False)[0])
+        entries = self._entries
+        entries[key] = value
+        entries.move_to_end(key)
+        if self._changed is not None:
+            self._changed[key] = None
+        if len(entries) > self._limit:
+            self.touch(entries.popitem(last=False)[0])
 
     def get(self, key: K) -> V | None:
-        return self[key] if key in self._entries else None
+        entries = self._entries
+        if key not in entries:
+            return None
+        entries.move_to_end(key)
+        return entries[key]
 
     def pop(self, key: K) -> V | None:
         self.touch(key)
@@ -66,3 +72,11 @@ class Recent(Generic[K, V]):
             return {}
         changed, self._changed = self._changed, {}
         return {key: self._entries.get(key) for key in changed}
+
+
+class Table(NamedTuple):
+    """A table for a copy that lasts longer, and what its keys and values are."""
+
+    entries: Recent[Any, Any]
+    key: type
+    value: Any

@@ -23,6 +23,9 @@ from agentsched.daemon.admin_api import AdminApi
 from agentsched.daemon.calls import Calls
 from agentsched.daemon.care import PrefixCare
 from agentsched.daemon.charges import ChargesMeter
+from agentsched.daemon.dashboard.live import Live
+from agentsched.daemon.dashboard.pages import Pages
+from agentsched.daemon.dashboard.recorded import STARTED, Recording
 from agentsched.daemon.delivery import Delivery
 from agentsched.daemon.errors import ApiError, engine_gone
 from agentsched.daemon.eventlog import EventLog, Limits
@@ -44,6 +47,7 @@ from agentsched.daemon.state import Database, Keeper, records
 from agentsched.daemon.status_api import StatusApi
 from agentsched.daemon.supervisor import Supervisor
 from agentsched.daemon.tenancy import Tenancies
+from agentsched.daemon.tool_worth import ToolWorth
 from agentsched.engines.contract import Engine, EngineGone
 from agentsched.engines.frontend import Frontend
 
@@ -158,6 +162,7 @@ class Daemon:
         log = self._open_log(core)
         self._assemble(core, log, database)
         stack.callback(self._host.close)
+        stack.callback(self._tool_worth.close)
         if settings.observe:
             self._host.post(ev.PolicyEngaged(engaged=False))
         if self._keeper is not None:
@@ -166,7 +171,10 @@ class Daemon:
                 _log.info("took up %d programs of an earlier daemon", count)
         stack.callback(self._gateway.close)
         await self._start_engines()
-        app = self._gateway.application(self._operations, body_limit_bytes=settings.body_limit_bytes)
+        pages = Pages(self._live, None if settings.log is None else Recording(settings.log))
+        app = self._gateway.application(
+            self._operations, pages.routes(), body_limit_bytes=settings.body_limit_bytes
+        )
         # A handler is cancelled when its client goes away: that is how calls learn of it.
         runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0, logger=http_log()
@@ -175,6 +183,7 @@ class Daemon:
         stack.push_async_callback(runner.cleanup)
         await self._listen(runner, listening)
         stack.push_async_callback(self._drain)
+        stack.callback(self._live.close)
         sweeper = asyncio.create_task(self._sweep(), name="idle programs")
         stack.push_async_callback(_cancel, sweeper)
 
@@ -213,7 +222,7 @@ class Daemon:
             policy=settings.policy,
             epoch=self._epoch,
             started_unix_s=time.time(),
-            run=self._run,
+            run=self._run | {STARTED: time.monotonic()},
         )
         return EventLog(settings.log, header, core, Limits(settings.log_bytes, settings.log_files))
 
@@ -224,13 +233,19 @@ class Daemon:
         gate = Gate()
         meter = ChargesMeter(self.accounts.charges, self.accounts.slo_ttft_s)
         tenancies = Tenancies(self.accounts, self._make_identities)
-        watchers: list[Watcher] = [self._programs, metrics, meter, *self._watchers]
+        self._live = Live(core, self._programs, settings.policy, logged=log is not None)
+        self._tool_worth = ToolWorth()
+        watchers: list[Watcher] = [self._programs, metrics, meter, self._live, self._tool_worth]
+        watchers += self._watchers
         self._keeper: Keeper | None = None
         if database is not None:
             self._keeper = Keeper(database, core, self._programs, tenancies, self.accounts)
             watchers.append(self._keeper)
             metrics.watch_state(lambda: self.state_failing)
-        self._host = Host(core, gate, watchers=watchers, log=log)
+        self._host = host = Host(core, gate, watchers=watchers, log=log)
+        metrics.watch_engines(
+            lambda: {name: engine.capabilities.service.level for name, engine in host.engines.items()}
+        )
         self._care = PrefixCare(settings.no_care)
         self._patience = Patience.of(settings)
         self._shared = SharedPrefixes(self._declared.shared_prefixes, self._frontend)

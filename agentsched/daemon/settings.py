@@ -215,7 +215,8 @@ class UpstreamServers(Section, frozen=True, kw_only=True):
         Meta(
             description="Schedule calls for these servers (SGLang, vLLM, any that speaks these APIs), and "
             "pass them on as they are. The environment's AGENTSCHED_UPSTREAM_API_KEY, if it is set, is sent "
-            "to them in place of each client's key.",
+            "to them in place of each client's key. What a server does not tell of itself may stand behind "
+            "its URL: #priority,events=tcp://HOST:PORT (docs/engines-served.md).",
             extra={"flag": "--upstream"},
         ),
     ] = ()
@@ -227,6 +228,15 @@ class UpstreamServers(Section, frozen=True, kw_only=True):
             extra={"flag": "--upstream-kv-tokens"},
         ),
     ] = None
+    fields: Annotated[
+        bool,
+        Meta(
+            description="Add fields to requests, by which a server learns of what session, priority and "
+            "tenant they are (docs/engines-served.md). Without it bodies pass as they are, and a stock "
+            "server's level of service is the lower.",
+            extra={"flag": "--upstream-fields"},
+        ),
+    ] = True
     silence_s: Annotated[
         float,
         Meta(

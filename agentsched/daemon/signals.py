@@ -37,14 +37,21 @@ _TRACE = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _OLD_CLAUDE_USER = re.compile(r"user_.*_session_([0-9a-f-]{36})")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Origin:
     """Where a request came from, as far as it says. ``headers`` by name in lower case; ``path`` is what
-    stands for a program in its URL."""
+    stands for a program in its URL. None of it changes."""
 
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Mapping[str, Any] = field(default_factory=dict)
     path: str | None = None
+    _signals: tuple[Signal, ...] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def signals(self) -> tuple[Signal, ...]:
+        """All of them, the strongest first. Read once: requests with equal heads share their origin."""
+        if self._signals is None:
+            self._signals = tuple(_read(self))
+        return self._signals
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +68,9 @@ class Signal:
 def read(origin: Origin, kinds: Collection[str] = KINDS, scope: str = "") -> Iterator[Signal]:
     """The signals of a request that are among ``kinds``, the strongest first. ``scope`` is put before the
     names of programs."""
-    for signal in _read(origin, kinds):
+    for signal in origin.signals():
+        if signal.kind not in kinds:
+            continue
         if scope:
             parent = None if signal.parent is None else scope + signal.parent
             yield replace(signal, program=scope + signal.program, parent=parent)
@@ -69,14 +78,14 @@ def read(origin: Origin, kinds: Collection[str] = KINDS, scope: str = "") -> Ite
             yield signal
 
 
-def _read(origin: Origin, kinds: Collection[str]) -> Iterator[Signal]:
+def _read(origin: Origin) -> Iterator[Signal]:
     for reader in (_stated, _claude_code, _codex, _session_header, _dynamo_field, _sglang_field):
-        if (signal := reader(origin)) is not None and signal.kind in kinds:
+        if (signal := reader(origin)) is not None:
             yield signal
     trace = _TRACE.fullmatch(origin.headers.get("traceparent", ""))
-    if trace is not None and trace.group(1).strip("0") and "trace" in kinds:
+    if trace is not None and trace.group(1).strip("0"):
         yield Signal("trace", f"trace:{trace.group(1)}", scope=True)
-    if (path := _id(origin.path)) is not None and "path" in kinds:
+    if (path := _id(origin.path)) is not None:
         yield Signal("path", path, scope=True)
 
 

@@ -16,6 +16,8 @@ from agentsched.daemon.host import Host
 from agentsched.daemon.metrics import Metrics
 from agentsched.daemon.operations import Answer, Asked, Operation
 
+ENGINES_PATH = "/agentsched/admin/engines"
+
 
 class Health(msgspec.Struct, kw_only=True):
     """Whether an engine is attached."""
@@ -28,6 +30,30 @@ class Ready(msgspec.Struct, kw_only=True):
     """``ready``, or why no calls are taken."""
 
     status: str
+
+
+class EngineLack(msgspec.Struct, kw_only=True):
+    """What of the scheduling an engine has no part in, and how that could be had."""
+
+    what: str
+    remedy: str
+
+
+class EngineShown(msgspec.Struct, kw_only=True):
+    """An attached engine, and what programs get of it. ``level``: ``retention``, ``soft`` or ``order``."""
+
+    engine: str
+    kind: str
+    capacity_tokens: int
+    level: str
+    does: list[str]
+    lacks: list[EngineLack]
+
+
+class EnginesShown(msgspec.Struct, kw_only=True):
+    """All attached engines, by name."""
+
+    engines: list[EngineShown]
 
 
 class StatusApi:
@@ -64,6 +90,14 @@ class StatusApi:
             ),
             Operation(
                 method="GET",
+                path=ENGINES_PATH,
+                summary="The attached engines, and what service programs get of each",
+                realm="admin",
+                run=self.engines,
+                answers={200: EnginesShown},
+            ),
+            Operation(
+                method="GET",
                 path=METRICS_PATH,
                 summary="Metrics in the Prometheus text format",
                 realm="admin",
@@ -85,6 +119,22 @@ class StatusApi:
             unavailable = ApiError(503, "no engine")
         ready = Ready(status="ready" if unavailable is None else unavailable.message)
         return Answer(ready, status=200 if unavailable is None else 503)
+
+    def engines(self, asked: Asked) -> Answer:
+        shown = []
+        for name, engine in sorted(self._host.engines.items()):
+            can = engine.capabilities
+            shown.append(
+                EngineShown(
+                    engine=name,
+                    kind=can.kind,
+                    capacity_tokens=can.capacity_tokens,
+                    level=can.service.level,
+                    does=list(can.service.does),
+                    lacks=[EngineLack(what=lack.what, remedy=lack.remedy) for lack in can.service.lacks],
+                )
+            )
+        return Answer(EnginesShown(engines=shown))
 
     def metrics(self, asked: Asked) -> Answer:
         return Answer(self._metrics.text())

@@ -8,11 +8,10 @@ make two that are alike, and the chance that two are is 2**-64.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -67,8 +66,7 @@ class Transcript:
         return next(iter(self.read(0)), {}) if self.pieces else {}
 
 
-@dataclass(frozen=True, slots=True)
-class Prefix:
+class Prefix(msgspec.Struct, frozen=True):
     """The first ``pieces`` of a transcript, which are so many ``messages``. ``opens``: nothing is answered
     among them. ``system`` is the digest of what the system says before all others; ``ids``: of tool calls,
     in what comes after ``before``; ``in_text``: those that stand in texts."""
@@ -89,7 +87,7 @@ class Talk:
     def __init__(self, transcript: Transcript, known: Prefix | None = None) -> None:
         self._transcript, self._known = transcript, known
         self._messages: list[Message] = []  # after what is known
-        self._chains = [known.chain if known else b""]
+        self._chains = [b"" if known is None else known.chain]
         self._ends: list[int] = []
         """How many of these messages there are after each piece."""
         self._ids: list[tuple[int, str]] = []
@@ -102,17 +100,20 @@ class Talk:
         """The first of these messages that is not the system's, if that has not come before."""
         self._answered: int | None = None
         """The first of these messages that is an answer."""
-        if known is None:
+        begin = 0 if known is None else known.pieces
+        if known is None and transcript.lead:
             self._add(transcript.lead)
-        for piece in range(known.pieces if known else 0, len(transcript.pieces)):
+        for piece in range(begin, len(transcript.pieces)):
             self._add(transcript.read(piece))
             self._ends.append(len(self._messages))
-        self._end_system()
+        if self._system is not None:
+            self._end_system()
 
     def _add(self, messages: Iterable[Message]) -> None:
+        chains = self._chains
         for message in messages:
-            number, role = len(self._messages), message.get("role")
-            normalised = _normalised(message)
+            number, normalised = len(self._messages), _normalised(message)
+            role, _, answers, text, calls = normalised
             if self._system is not None:
                 if role in _SYSTEM:
                     self._system.append(normalised)
@@ -122,11 +123,12 @@ class Talk:
             if role == "assistant":
                 if self._answered is None:
                     self._answered = number
-                self._in_text += [(number, found) for found in _MINTED.findall(normalised[3])]
-            ids = (normalised[2], *(call[0] for call in normalised[4]))
-            self._ids += [(number, found) for found in ids if isinstance(found, str)]
+                self._in_text += [(number, found) for found in _MINTED.findall(text)]
+            if calls or answers is not None:
+                ids = (answers, *(call[0] for call in calls))
+                self._ids += [(number, found) for found in ids if isinstance(found, str)]
             self._messages.append(message)
-            self._chains.append(digest(self._chains[-1] + _encoder.encode(normalised)))
+            chains.append(sha256(chains[-1] + _encoder.encode(normalised)).digest()[:16])
 
     def _end_system(self) -> None:
         if self._system is not None:
@@ -177,6 +179,8 @@ class Talk:
 
     def tool_calls(self) -> tuple[list[str], list[str]]:
         """Ids of tool calls, in order: as such, and what may be one of ours in an answer's text."""
+        if self._before is None and not self._ids and not self._in_text:
+            return [], []
         ids, in_text = [i for _, i in self._ids], [i for _, i in self._in_text]
         before = self._before
         while before is not None:
@@ -216,6 +220,8 @@ class Beginnings:
 
     def read(self, transcript: Transcript) -> Talk:
         """Raises ``ApiError`` (400)."""
+        if not transcript.keys:
+            return Talk(transcript)
         known = (self._known.get(key) for key in reversed(transcript.keys))
         talk = Talk(transcript, next((prefix for prefix in known if prefix is not None), None))
         for key, prefix in talk.prefixes():
@@ -234,7 +240,7 @@ def listed(messages: Sequence[Message], prompt: str | list[int] | None = None) -
 def digest(data: bytes | str) -> bytes:
     """A short hash. JSON can carry half a surrogate pair."""
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
-    return hashlib.sha256(raw).digest()[:16]  # processors have instructions for it: twice as fast as others
+    return sha256(raw).digest()[:16]  # processors have instructions for it: twice as fast as others
 
 
 def text_of(message: Message) -> str:
@@ -256,17 +262,21 @@ def _part(part: Any) -> str:
 def _normalised(message: Message) -> list[Any]:
     """What two copies of a message have in common: clients add keys of their own, write empty
     contents in three ways, and a text as a list of parts."""
-    asked = message.get("tool_calls")
-    calls = [
-        [
-            call.get("id"),
-            (function := _object(call.get("function"))).get("name"),
-            function.get("arguments"),
+    get = message.get
+    asked, content = get("tool_calls"), get("content")
+    calls = []
+    if isinstance(asked, list):
+        calls = [
+            [
+                call.get("id"),
+                (function := _object(call.get("function"))).get("name"),
+                function.get("arguments"),
+            ]
+            for call in asked
+            if isinstance(call, dict)
         ]
-        for call in (asked if isinstance(asked, list) else ())
-        if isinstance(call, dict)
-    ]
-    return [message.get("role"), message.get("name"), message.get("tool_call_id"), text_of(message), calls]
+    text = content if type(content) is str else text_of(message)
+    return [get("role"), get("name"), get("tool_call_id"), text, calls]
 
 
 def _object(value: Any) -> Message:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agentsched.daemon.accounts import DEFAULT, Accounts, Tenant
+from agentsched.daemon.asked import AskedTools
 from agentsched.daemon.care import Spellings
 from agentsched.daemon.errors import overloaded
 from agentsched.daemon.identity import Identities
@@ -21,22 +22,28 @@ BUSY_RETRY_AFTER_S = 1.0
 """Nobody knows when a call of the tenant ends; client libraries wait longer each time by themselves."""
 
 
+def scope_of(tenant: str) -> str:
+    """What all names of a tenant's programs begin with in the daemon."""
+    return "" if tenant == DEFAULT else f"{RESERVED}{tenant}/"
+
+
 class Tenancy:
     """One tenant's. ``live`` counts its calls."""
 
     def __init__(self, name: str, accounts: Accounts, make_identities: Callable[[str], Identities]) -> None:
-        self._name = name
+        self.name = name
         self._accounts = accounts
-        self._scope = "" if name == DEFAULT else f"{RESERVED}{name}/"
+        self._scope = scope_of(name)
         self._bucket: Bucket | None = None
         self.identities = make_identities(self._scope)
         self.spellings = Spellings()
+        self.asked = AskedTools()
         self.live = 0
 
     @property
     def tenant(self) -> Tenant:
         """As it is now."""
-        return self._accounts.tenant(self._name)
+        return self._accounts.tenant(self.name)
 
     def inside(self, program: str) -> str:
         """What a program (or a host of tools) of the tenant's is called in the daemon."""
@@ -55,7 +62,7 @@ class Tenancy:
         if self._bucket is None or self._bucket.per_minute != per_minute:
             self._bucket = Bucket(per_minute, now)
         if wait_s := self._bucket.take(now):
-            raise overloaded(f"more than the {per_minute:g} requests a minute that {self._name} has", wait_s)
+            raise overloaded(f"more than the {per_minute:g} requests a minute that {self.name} has", wait_s)
 
     def refund(self) -> None:
         """The request was no call of its own."""
@@ -66,7 +73,7 @@ class Tenancy:
         """Raises ``ApiError`` (429) if no further call of the tenant may be live."""
         most = self.tenant.concurrent_calls
         if most is not None and self.live >= most:
-            raise overloaded(f"{self._name} has {most} calls at once, and no more", BUSY_RETRY_AFTER_S)
+            raise overloaded(f"{self.name} has {most} calls at once, and no more", BUSY_RETRY_AFTER_S)
 
 
 class Tenancies:
@@ -82,11 +89,12 @@ class Tenancies:
 
     def of(self, name: str) -> Tenancy:
         """Raises ``ApiError`` (404) for a tenant that there is not."""
-        self._accounts.tenant(name)
-        if name not in self._known:
-            self._known[name] = Tenancy(name, self._accounts, self._make_identities)
-            self.made(name, self._known[name].identities)
-        return self._known[name]
+        known = self._known.get(name)
+        if known is None or name not in self._accounts:
+            self._accounts.tenant(name)
+            known = self._known[name] = Tenancy(name, self._accounts, self._make_identities)
+            self.made(name, known.identities)
+        return known
 
     def forget(self, name: str) -> None:
         """The tenant was deleted. Whoever gets its name finds nothing of it."""

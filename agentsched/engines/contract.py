@@ -14,7 +14,7 @@ Times are monotonic seconds of the machine; sizes are tokens unless a name says 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -38,10 +38,30 @@ class EngineGone(EngineError):
     """The engine is at fault; the same request may succeed later."""
 
 
+class Lack(msgspec.Struct, frozen=True):
+    """What of the scheduling an engine has no part in: ``what``, and ``remedy``, how it could be had."""
+
+    what: str
+    remedy: str
+
+
+class Service(msgspec.Struct, frozen=True, kw_only=True):
+    """What programs get of an engine, for people.
+
+    ``level``: ``retention`` if it carries out what KV is worth over time, ``soft`` if it keeps KV or does
+    not, ``order`` if calls are let in, ordered and placed, and what KV it keeps is its own affair.
+    """
+
+    level: Literal["order", "soft", "retention"] = "retention"
+    does: tuple[str, ...] = ()
+    lacks: tuple[Lack, ...] = ()
+
+
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine declares. A claim that is true here is tested by the contract suite.
 
-    ``host_tokens_per_s``: how fast KV comes up from host memory, where there is a tier of it.
+    ``host_tokens_per_s``: how fast KV comes up from host memory, where there is a tier of it. ``retention``:
+    it is to be told what KV is worth, and heeds it as far as ``service`` says.
     """
 
     kind: str
@@ -59,6 +79,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     recorded_outputs: bool = False
     logprobs: bool = False
     grammars: bool = False
+    service: Service = Service()
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):

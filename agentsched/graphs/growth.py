@@ -316,16 +316,20 @@ class ContextModel:
 
     def _advance(self, live: Live, calls: int, tokens: float) -> None:
         """``calls`` are done: whether there is a further one is not known yet."""
-        grown = max(0.0, tokens - live.peak_tokens)
+        grown = tokens - live.peak_tokens
         if calls > live.calls:
-            self._growth.add(live.size, grown, calls - live.calls)
-        live.calls, live.peak_tokens = max(calls, live.calls), max(tokens, live.peak_tokens)
+            self._growth.add(live.size, max(0.0, grown), calls - live.calls)
+            live.calls = calls
         bucket = self._calls.bucket(max(0.0, calls - 0.5))
-        self._calls.observe(live.size, live.call_bucket, bucket, ended=False)
-        live.call_bucket = max(bucket, live.call_bucket)
+        if bucket > live.call_bucket:
+            self._calls.observe(live.size, live.call_bucket, bucket, ended=False)
+            live.call_bucket = bucket
+        if grown > 0:
+            live.peak_tokens = tokens
         bucket = self._finals.bucket(live.peak_tokens)
-        self._finals.observe(live.size, live.token_bucket, bucket, ended=False)
-        live.token_bucket = max(bucket, live.token_bucket)
+        if bucket > live.token_bucket:
+            self._finals.observe(live.size, live.token_bucket, bucket, ended=False)
+            live.token_bucket = bucket
 
     def _compare(self, live: Live, final_tokens: int) -> None:
         """Hold what would have been predicted at some calls of an ended program against what came."""

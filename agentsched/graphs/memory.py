@@ -22,6 +22,9 @@ FEW = 3
 PRIOR_BYTES = 300_000_000
 """About the 0.9 quantile of shell commands of coding agents, each in a container with its agent."""
 
+USUAL_PRIOR_BYTES = 50_000_000
+"""About the median of the same, of those that took over a second."""
+
 QUANTILE = 0.9
 
 OWN_PEAKS = 8
@@ -74,6 +77,15 @@ class MemoryModel:
         if stated or len(self._pooled.ordered) < FEW:
             return stated or PRIOR_BYTES
         return int(self._pooled.quantile(QUANTILE))
+
+    def usual_bytes(self, tool: str, stated: int = 0) -> int:
+        """What half of the calls of this key do not exceed, or what its agent says of this one, if that is
+        more: for who can take memory back, so that waste costs more than a mistake."""
+        windows = [window for key in keys_of(tool) if (window := self._by_tool.get(key)) is not None]
+        for window in (*windows, self._pooled):
+            if len(window.ordered) >= FEW:
+                return max(stated, int(window.quantile(0.5)))
+        return stated or USUAL_PRIOR_BYTES
 
     def next_peak_bytes(self, own_peaks: Collection[int]) -> int:
         """What a program will hardly exceed in its next calls, after these peaks of its last ones."""

@@ -11,6 +11,11 @@ and the server answers with what came of it::
     result = await sandbox.arun(spec)
     return with_feedback({"content": [{"type": "text", "text": result.text}]}, result)
 
+A client in an agent says also whose call it is, for a server that ``agentsched mcp-run`` reports::
+
+    with program("researcher"):
+        await session.call_tool("search", {"text": "..."}, meta=call_meta(hint="time:30s"))
+
 No package of the protocol is needed: these are plain values.
 """
 
@@ -23,10 +28,31 @@ import msgspec
 
 from agentsched.cgroups.contract import ToolResult
 from agentsched.cgroups.hints import MCP_HINT, Hint, of_mcp
+from agentsched.sdk.programs import current_program, next_tool_call
 
 MCP_FEEDBACK = "agentsched/feedback"
+MCP_PROGRAM = "agentsched/program"
+MCP_TOOL_CALL = "agentsched/tool_call"
 
-__all__ = ["MCP_FEEDBACK", "MCP_HINT", "hint_of", "with_feedback"]
+__all__ = [
+    "MCP_FEEDBACK",
+    "MCP_HINT",
+    "MCP_PROGRAM",
+    "MCP_TOOL_CALL",
+    "call_meta",
+    "hint_of",
+    "with_feedback",
+]
+
+
+def call_meta(hint: str = "", tool_call: str = "") -> dict[str, str]:
+    """The ``_meta`` of a ``tools/call``: the running program, the model's call that it answers (the one
+    given, else that of ``sdk.tool_call``, else a new id), and a hint. Outside a program: the hint alone."""
+    running = current_program()
+    said = {MCP_HINT: hint} if hint else {}
+    if running is None:
+        return said
+    return said | {MCP_PROGRAM: running.id, MCP_TOOL_CALL: tool_call or next_tool_call(running)}
 
 
 def hint_of(params: Mapping[str, Any]) -> Hint | None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import logging
 import os
 import platform
 import subprocess
@@ -32,17 +31,14 @@ from minisweagent.utils.serialize import recursive_merge
 from pydantic import BaseModel
 
 from agentsched.cgroups import Sandbox, SandboxError, ToolResult, ToolSpec
-from agentsched.cgroups.hints import hint_of
 from agentsched.core.events import ProgramClosed
 from agentsched.sdk.reporting import Reporter, reporter
-from agentsched.sdk.tool_runs import ToolRun
+from agentsched.sdk.tool_runs import run_reported
 
 SUBMIT = "COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"
 TOOL = "bash"
 CLOSING = "agentsched-closing"
 """Name of threads that end programs whose environments are gone."""
-
-_log = logging.getLogger("agentsched.sdk")
 
 
 class SandboxEnvironmentConfig(BaseModel):
@@ -106,17 +102,7 @@ class SandboxEnvironment:
             tool=TOOL,
             timeout_s=limit_s,
         )
-        daemon = reporter()
-        run = ToolRun(daemon, self.program, spec, hint_of(spec, spec.env or {})[0])
-        try:
-            result = self._sandbox.run(spec, on_progress=run.progressed if daemon.url else None)
-        except BaseException:
-            run.failed()
-            raise
-        run.ended(result)
-        if result.unenforced:
-            _log.warning("%s ran without %s", call, ", ".join(result.unenforced))
-        return result
+        return run_reported(self._sandbox, spec)
 
     def _check_submitted(self, output: dict[str, Any]) -> None:
         first, _, rest = output["output"].lstrip().partition("\n")

@@ -2,7 +2,8 @@
 
 Events go to ``POST {AGENTSCHED_URL}/agentsched/v1/events`` from one background thread, in order, in small
 batches. The queue is bounded: when the daemon is away or slow, the newest events are dropped and that is
-said once. With no daemon configured nothing is sent, no thread is started, and that is said once too: an
+said once. One that cannot be reached is left alone for a second, and what is reported meanwhile is dropped.
+With no daemon configured nothing is sent, no thread is started, and that is said once too: an
 agent must run as well without the daemon as with it. A daemon that has API keys is told the one in
 ``AGENTSCHED_API_KEY``, the same that the agent's calls are made with.
 """
@@ -27,6 +28,7 @@ QUEUE_LIMIT: Final = 10_000
 BATCH_LIMIT: Final = 256
 SEND_TIMEOUT_S: Final = 5.0
 CLOSE_TIMEOUT_S: Final = 2.0
+AWAY_S: Final = 1.0
 KEY_VARIABLE: Final = "AGENTSCHED_API_KEY"
 
 _log = logging.getLogger("agentsched.sdk")
@@ -34,8 +36,8 @@ _log = logging.getLogger("agentsched.sdk")
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-class _Flush(threading.Event):
-    """A mark in the queue: set when everything before it was sent or given up."""
+class Mark(threading.Event):
+    """In the queue: set when everything before it was sent or given up."""
 
 
 class Reporter:
@@ -47,29 +49,45 @@ class Reporter:
         self._headers = {"Content-Type": "application/json"}
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
-        self._queue: queue.Queue[AnyEvent | _Flush] = queue.Queue(QUEUE_LIMIT)
+        self._queue: queue.Queue[AnyEvent | Mark] = queue.Queue(QUEUE_LIMIT)
         self._start = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._away_until_s = 0.0
         self._warned: set[str] = set()
+
+    def heard(self) -> bool:
+        """Whether there is anybody to report to; says once that there is not."""
+        if self.url is None:
+            self._warn_once("no daemon: AGENTSCHED_URL is not set, so agents and tools are not reported")
+            return False
+        return True
 
     def report(self, event: AnyEvent) -> None:
         """Hand an event over for sending."""
-        if self.url is None:
-            self._warn_once("no daemon: AGENTSCHED_URL is not set, so agents and tools are not reported")
-            return
+        if self.heard():
+            self._put(event)
+
+    def mark(self) -> Mark | None:
+        """What tells that all that was reported so far is sent or given up; None: it never will."""
+        mark = Mark()
+        return mark if self.heard() and self._put(mark) else None
+
+    def _put(self, item: AnyEvent | Mark) -> bool:
         if self._thread is None:
             self._start_thread()
         try:
-            self._queue.put_nowait(event)
+            self._queue.put_nowait(item)
         except queue.Full:
             self._warn_once(f"{self.url} takes no events; what does not fit the queue is dropped")
+            return False
+        return True
 
     def flush(self, timeout_s: float = CLOSE_TIMEOUT_S) -> bool:
         """Wait until what was reported so far is sent or given up; False if the time ran out."""
         if self._thread is None:
             return True
         deadline = time.monotonic() + timeout_s
-        mark = _Flush()
+        mark = Mark()
         try:
             self._queue.put(mark, timeout=timeout_s)
         except queue.Full:
@@ -87,9 +105,9 @@ class Reporter:
     def _send_forever(self) -> None:
         while True:
             batch: list[AnyEvent] = []
-            item: AnyEvent | _Flush | None = self._queue.get()
+            item: AnyEvent | Mark | None = self._queue.get()
             while item is not None:
-                if isinstance(item, _Flush):
+                if isinstance(item, Mark):
                     self._send(batch)
                     batch = []
                     item.set()
@@ -98,14 +116,14 @@ class Reporter:
                 item = self._next_now() if len(batch) < BATCH_LIMIT else None
             self._send(batch)
 
-    def _next_now(self) -> AnyEvent | _Flush | None:
+    def _next_now(self) -> AnyEvent | Mark | None:
         try:
             return self._queue.get_nowait()
         except queue.Empty:
             return None
 
     def _send(self, batch: list[AnyEvent]) -> None:
-        if not batch:
+        if not batch or time.monotonic() < self._away_until_s:
             return
         request = urllib.request.Request(
             f"{self.url}/agentsched/v1/events",
@@ -119,6 +137,7 @@ class Reporter:
             self._warn_once(f"{self.url} refused events: {error.code} {error.read(300)!r}")
             error.close()
         except OSError as error:
+            self._away_until_s = time.monotonic() + AWAY_S
             self._warn_once(f"events do not reach the daemon at {self.url}: {error}")
 
     def _warn_once(self, text: str) -> None:

@@ -21,18 +21,20 @@ MODEL = "simulated"
 TASK = "Look around, then say what you found."
 _PROMPT = "You are a careful agent. " * 20
 _TIMEOUT_S = 300.0
+_INHERITED = ("PATH", "PYTHONPATH")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """One run of a client. ``url`` is the base without ``/v1``; ``body`` are fields beside the API's own,
-    for clients that can send such."""
+    for clients that can send such. ``prefix``: words before the command of clients that are commands."""
 
     name: str
     url: str
     folder: Path
     headers: dict[str, str] = field(default_factory=dict)
     body: dict[str, Any] = field(default_factory=dict)
+    prefix: tuple[str, ...] = ()
 
     @property
     def all_headers(self) -> dict[str, str]:
@@ -212,9 +214,11 @@ def _codex(run: Run, binary: Path) -> None:
 def _command(run: Run, command: list[str], **environment: str) -> None:
     with tempfile.TemporaryDirectory() as home:
         done = subprocess.run(
-            command,
+            [*run.prefix, *command],
             cwd=run.folder,
-            env={"PATH": os.environ["PATH"], "HOME": home} | environment,
+            env={name: os.environ[name] for name in _INHERITED if name in os.environ}
+            | {"HOME": home}
+            | environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

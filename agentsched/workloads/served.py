@@ -53,6 +53,10 @@ class Daemon:
         self.url = text.strip()
         return self.url
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def check(self) -> None:
         """Raises ``DaemonFailed`` if the daemon has ended."""
         if self._process.poll() is not None:

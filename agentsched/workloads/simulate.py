@@ -160,7 +160,8 @@ def simulate(
     meter = Meter(cast.script, workload.tenants())
     entries: list[Entry] = []
     takers = [meter.take, *([entries.append] if options.bounds else []), *([log] if log else [])]
-    run = _simulation(options, policy, cast, first, then, takers, progress)
+    core = Core(make_policy(policy, ScriptOracle(lambda program: cast.script(program)[0])))
+    run = _simulation(options, core, cast, first, then, takers, progress)
     run.run(until_s=until_s)
     if any(not program.closed for program in meter.programs.values()):
         meter.pass_to(until_s if until_s < float("inf") else run.now)
@@ -187,9 +188,15 @@ def simulate(
     )
 
 
+def play(options: Options, core: Core, log: Callable[[Entry], None]) -> Simulation:
+    """A simulation of these options that is run by whoever asked for it, by and by. Raises ``TraceError``."""
+    cast, first, then, _ = _programs(options, workload_of(options))
+    return _simulation(options, core, cast, first, then, [log], None)
+
+
 def _simulation(
     options: Options,
-    policy: str,
+    core: Core,
     cast: Cast,
     first: list[Script],
     then: Iterable[Script],
@@ -201,7 +208,7 @@ def _simulation(
             taker(entry)
 
     return Simulation(
-        Core(make_policy(policy, ScriptOracle(lambda program: cast.script(program)[0]))),
+        core,
         [
             options.serving.engine(options.kv_tokens, name=f"e{number}", host_tokens=options.host_tokens)
             for number in range(options.engines)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from click.testing import CliRunner
 
 from agentsched.cli.doctor import doctor
+from tests.engines.test_dialects import SGLANG
 
 
 def rows(monkeypatch: pytest.MonkeyPatch, backend: str) -> dict[str, dict[str, str]]:
@@ -54,3 +57,29 @@ def test_the_table_shows_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.exit_code == 0
     for name in rows(monkeypatch, "auto"):
         assert name in done.output
+
+
+def test_a_server_is_looked_at_and_told_how_it_would_give_more() -> None:
+    class Stock(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps(SGLANG if self.path.startswith("/server_info") else {}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *said: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stock) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        done = CliRunner().invoke(doctor, ["--json", "--upstream", url, "--upstream", "http://127.0.0.1:1"])
+        server.shutdown()
+    assert done.exit_code == 0
+    found = [row for row in json.loads(done.output)["checks"] if row["section"] == "Servers"]
+    assert found[0]["state"] == "ok"
+    assert "sglang 0.5.23, 4,000 tokens of KV, service: order" in found[0]["found"]
+    assert any("--enable-session-radix-cache" in row["remedy"] for row in found)
+    assert found[-1]["name"] == "http://127.0.0.1:1"
+    assert found[-1]["state"] == "missing"

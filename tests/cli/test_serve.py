@@ -16,6 +16,9 @@ from typing import Any
 
 import psutil
 import pytest
+from click.testing import CliRunner
+
+from agentsched.cli.serve import serve
 
 DEADLINE_S = 60.0
 
@@ -53,7 +56,8 @@ def test_it_serves_says_so_in_one_line_and_ends_on_a_signal(tmp_path: Path, numb
         assert len(children) == 1
         process.send_signal(number)
         out, err = process.communicate(timeout=DEADLINE_S)
-    assert out == f"agentsched: listening on {url} (policy agentsched, engine simulated, 20,000 KV tokens)\n"
+    served = "policy agentsched, engine simulated, 20,000 KV tokens"
+    assert out == f"agentsched: listening on {url} ({served}); see {url}/dashboard\n"
     assert (process.returncode, err) == (0, "agentsched: stopped\n")
     assert not children[0].is_running()
     assert '"CallFinished"' in log.read_text()
@@ -122,3 +126,18 @@ def test_a_recorded_agent_is_served_by_the_embedded_engine(tmp_path: Path) -> No
         assert (view["program"], view["calls_done"]) == (program, 2)
         # All of the first call's whole blocks were still held when the second came.
         assert reply["usage"]["prompt_tokens_details"]["cached_tokens"] >= 16
+
+
+@pytest.mark.parametrize(
+    ("urls", "said"),
+    [
+        (["http://127.0.0.1:1#pins"], "'pins' means nothing behind the # of a server's URL"),
+        (["http://127.0.0.1:1", "http://127.0.0.1:1#priority"], "the same server is named twice"),
+        (["127.0.0.1:1"], "is no URL of a server"),
+    ],
+)
+def test_what_is_wrong_about_servers_is_said_before_anything_starts(urls: list[str], said: str) -> None:
+    flags = [word for url in urls for word in ("--upstream", url)]
+    done = CliRunner().invoke(serve, [*flags, "--port", "0"])
+    assert done.exit_code == 2
+    assert said in " ".join(done.output.split())

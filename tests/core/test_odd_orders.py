@@ -101,7 +101,22 @@ def test_own_kv_is_not_taken_for_shared_after_a_first_call_was_aborted() -> None
     harness.post(ev.CallAborted(call="c1", reason="gone"))
     harness.arrive(program, 4_000)
     harness.post(ev.CallStarted(call="c2", cached_tokens=3_984))
+    harness.post(ev.CallFinished(call="c2", prompt_tokens=4_000, cached_tokens=3_984, output_tokens=10))
     assert harness.core.state.programs[program].shared_tokens == 0
+
+
+def test_what_was_shared_is_as_the_end_of_the_first_call_tells() -> None:
+    """Where an engine is far away, its start is a guess."""
+    harness = Harness("agentsched")
+    program = harness.open()
+    harness.arrive(program, 4_000)
+    harness.post(ev.CallStarted(call="c1", cached_tokens=3_000))
+    harness.post(ev.CallFinished(call="c1", prompt_tokens=4_000, cached_tokens=1_024, output_tokens=10))
+    assert harness.core.state.programs[program].shared_tokens == 1_024
+    harness.arrive(program, 4_100)
+    harness.post(ev.CallStarted(call="c2", cached_tokens=4_000))
+    harness.post(ev.CallFinished(call="c2", prompt_tokens=4_100, cached_tokens=4_000, output_tokens=10))
+    assert harness.core.state.programs[program].shared_tokens == 1_024
 
 
 def test_a_side_call_does_not_shrink_a_context_and_a_new_start_does() -> None:

@@ -99,3 +99,13 @@ def test_segments_are_checked_when_they_are_made() -> None:
         Segment(start_tokens=5, end_tokens=5, device=())
     with pytest.raises(ValueError, match="value"):
         Worth(until_s=1.0, value=float("nan"))
+
+
+def test_until_when_it_is_worth_more_than_a_price() -> None:
+    orders = StandingOrders()
+    assert orders.worth_until("p", 1.0, 3.0) == 3.0
+    orders.apply(retain("p", 8.0))  # 8 until 5, then 4 until 10
+    assert [orders.worth_until("p", above, 1.0) for above in (9.0, 8.0, 6.0, 4.0, 1.0)] == [1, 1, 5, 5, 10]
+    assert orders.worth_until("p", 1.0, 10.0) == 10.0
+    orders.apply(retain("q", 8.0, until_s=20.0, seq=2))
+    assert orders.worth_until("q", 1.0, 12.0) == 20.0

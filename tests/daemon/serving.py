@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import random
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -123,3 +126,13 @@ async def until(condition: Callable[[], Any], what: str) -> None:
                 return
             await asyncio.sleep(0.01)
     raise AssertionError(what)
+
+
+def quiet_port() -> int:
+    """A free port that the kernel gives to nobody by itself: it is free still when a server that takes long
+    to start comes to it."""
+    while True:
+        port = random.randrange(15_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

@@ -227,6 +227,10 @@ async def test_metrics_count_what_happened() -> None:
         assert await served_.metric("agentsched_kv_tokens", kind="capacity") == 65_536
         assert await served_.metric("agentsched_ttft_seconds_count", turn="first") == 1
         assert await served_.metric("agentsched_call_seconds_count") == 1
+        assert await served_.metric("agentsched_call_seconds_bucket", le="+Inf") == 1
+        assert await served_.metric("agentsched_call_seconds_bucket", le="1000.0") == 1
+        assert 0 < await served_.metric("agentsched_call_seconds_sum") < 1000
+        assert await served_.metric("agentsched_calls_created", outcome="finished") > 1e9
 
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"

@@ -4,33 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from agentsched.daemon.upstream import fast_path
-from agentsched.daemon.upstream.plain_requests import begins_plainly, read_head
 from tests.daemon.serving import DEADLINE_S, Served, until
-from tests.daemon.upstreams import Double, Got, answered, in_front_of, plainly
-
-CHAT = "/v1/chat/completions"
-BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}]}).encode()
-
-
-def request(
-    body: bytes = BODY, *more: str, path: str = CHAT, line: str = "POST {} HTTP/1.1", length: str = ""
-) -> bytes:
-    """A call as clients write it."""
-    lines = [line.format(path), "Host: here", "Content-Type: application/json", *more]
-    if length != "none":
-        lines.append(f"Content-Length: {length or len(body)}")
-    return "\r\n".join([*lines, "", ""]).encode() + body
+from tests.daemon.upstreams import BODY, CHAT, Double, Got, answered, in_front_of, plainly, request
 
 
 class Wire:
@@ -133,6 +114,32 @@ async def test_pipelined_calls_are_answered_in_order(connect: Connect) -> None:
         for body in bodies:
             status, _, answer = await wire.answer()
             assert (status, answer) == (200, body)
+
+
+async def test_many_refusals_in_a_row_are_all_told(connect: Connect) -> None:
+    async with in_front_of(Double(plainly)) as served:
+        wire = await connect(served)
+        wire.send(request(b"{") * 400 + request())
+        statuses = [(await wire.answer())[0] for _ in range(401)]
+        assert statuses == [400] * 400 + [200]
+
+
+async def test_who_reads_no_answers_gets_no_more_calls_through(connect: Connect) -> None:
+    large = json.dumps(answered("x" * 50_000)).encode()
+    double = Double(lambda got: got.whole(large))
+    async with in_front_of(double) as served:
+        wire = await connect(served)
+        wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        wire.send(request() * 120)  # whose answers are more than the system keeps for a client
+        other = await connect(served)
+        for _ in range(130):  # meanwhile it would have had its turn as often
+            other.send(request(BODY, "x-agentsched-program: other"))
+            assert (await other.answer())[0] == 200
+        assert len(double.requests) < 120 + 130
+        wire.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        for _ in range(120):
+            status, _, body = await wire.answer()
+            assert (status, body) == (200, large)
 
 
 async def test_more_than_there_is_room_for_waits_its_turn(connect: Connect) -> None:
@@ -284,112 +291,3 @@ async def test_the_daemon_ends_with_answers_under_way(connect: Connect) -> None:
         going_on.set()
         assert (await busy.answer())[0] == 200
         await asyncio.gather(closing, idle.closed(), busy.closed())
-
-
-# Any bytes
-
-PIECES = st.sampled_from(
-    [
-        b"POST ", b"GET ", CHAT.encode(), b"/program/p", b"/v1/messages", b"/health", b" HTTP/1.1", b"\r\n",
-        b"\n", b"\r\n\r\n", b"Content-Length: ", b"0", b"5", b"99999999999999999999", b"-1", b"Host: a",
-        b"Transfer-Encoding: chunked", b"Expect: 100-continue", b"Connection: close", b"Upgrade: websocket",
-        b":", b" ", b"\t", b"\x00", b"\xff", b"{", b"}", BODY, b"x-agentsched-program: ", b"?a=b", b"#",
-    ]
-)  # fmt: skip
-CUTS = st.tuples(st.integers(0, 200), st.integers(0, 12), st.lists(PIECES, max_size=3))
-
-
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    """Of a daemon in a thread of its own, for clients that are no coroutines."""
-    loop = asyncio.new_event_loop()
-    ready, done, found = threading.Event(), asyncio.Event(), []
-
-    async def run() -> None:
-        async with in_front_of(Double(plainly)) as served:
-            found.append(int(served.url.rsplit(":", 1)[1]))
-            ready.set()
-            await done.wait()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
-    thread.start()
-    assert ready.wait(DEADLINE_S)
-    yield found[0]
-    loop.call_soon_threadsafe(done.set)
-    thread.join()
-    loop.close()
-
-
-def exchanged(port: int, parts: list[bytes]) -> bytes:
-    """All that is answered to these bytes, up to the end of the connection."""
-    with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) as client:
-        received = b""
-        try:
-            for part in parts:
-                client.sendall(part)
-            client.shutdown(socket.SHUT_WR)
-            while data := client.recv(65536):
-                received += data
-        except TimeoutError:
-            raise
-        except OSError:
-            pass  # it has closed before it got all
-    return received
-
-
-def check(port: int, parts: list[bytes]) -> None:
-    assert b"HTTP/1.1 500" not in exchanged(port, parts)
-    good = request(BODY, "Connection: close")
-    with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) as client:
-        client.sendall(good)
-        received = b""
-        while data := client.recv(65536):
-            received += data
-    assert received.startswith(b"HTTP/1.1 200 OK\r\n")
-
-
-FUZZED: dict[str, Any] = {
-    "max_examples": 100,
-    "deadline": None,
-    "suppress_health_check": [HealthCheck.function_scoped_fixture],
-}
-
-
-@given(cuts=st.lists(CUTS, min_size=1, max_size=4), split=st.integers(1, 250))
-@settings(**FUZZED)
-def test_a_request_that_is_damaged_harms_nobody(
-    port: int, cuts: list[tuple[int, int, list[bytes]]], split: int
-) -> None:
-    data = request() + request()
-    for at, length, pieces in cuts:
-        data = data[:at] + b"".join(pieces) + data[at + length :]
-    check(port, [data[:split], data[split:]])
-
-
-@given(pieces=st.lists(PIECES | st.binary(max_size=20), max_size=20))
-@settings(**FUZZED)
-def test_whatever_bytes_come_harm_nobody(port: int, pieces: list[bytes]) -> None:
-    check(port, pieces)
-
-
-# Which requests are plain
-
-
-@given(data=st.binary(max_size=80) | st.lists(PIECES, max_size=12).map(b"".join))
-def test_a_plain_head_is_what_was_written(data: bytes) -> None:
-    head = read_head(data)
-    if head is not None:
-        assert begins_plainly(data[: len(data) // 2])
-        query = f"?{head.query}" if head.query else ""
-        program = "" if head.program is None else f"/program/{head.program}"
-        assert data.startswith(f"POST {program}{head.path}{query}".encode())
-        assert all(b"%b:" % name in data for name, _ in head.headers)
-        assert head.body_bytes == int(head.named["content-length"])
-
-
-def test_what_is_plain() -> None:
-    head = read_head(request(b"", path=f"/program/a.b-c{CHAT}?x=1", length="12"))
-    assert head is not None
-    assert (head.program, head.path, head.query, head.body_bytes) == ("a.b-c", CHAT, "x=1", 12)
-    assert head.named == {"host": "here", "content-type": "application/json", "content-length": "12"}
-    assert head.headers[0] == (b"Host", b"here")

@@ -222,6 +222,19 @@ def ask(text: str, *answers: str, then: str = "go on") -> Ask:
     return Ask(chat=chat_, digest=call_digest(chat_))
 
 
+def test_a_first_call_is_found_again_by_what_lasts() -> None:
+    known = Identities()
+    first = msgspec.structs.replace(ask("task"), digest=b"of this life", lasting=lambda: b"of all")
+    claim = known.resolve(first)
+    known.begun(claim)
+    new = copied(known)
+    again = msgspec.structs.replace(first, digest=b"of the next life")
+    assert new.resolve(again).program == claim.program
+    known.given_up(claim)
+    assert known.resolve(first).program == claim.program
+    assert known.resolve(first).program != claim.program
+
+
 def test_each_of_equal_calls_that_were_cut_off_finds_a_program_again() -> None:
     known = Identities()
     claims = [known.resolve(ask("task")) for _ in range(3)]

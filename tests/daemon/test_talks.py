@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from agentsched.daemon.errors import ApiError
 from agentsched.daemon.identity import Ask, Identities
 from agentsched.daemon.talks import FEW_PIECES, Prefix, Talk, Transcript, listed
-from agentsched.daemon.upstream.reading import PATHS, read
+from agentsched.daemon.upstream.reading import read
+from agentsched.engines.upstream.paths import PATHS
 
 ID = "call_0123456789abcdefghijkl"
 CONTENT = st.sampled_from(["a", "b", f"see {ID}", "", None, [{"type": "text", "text": "c"}]])
@@ -61,7 +62,7 @@ def test_only_what_is_new_is_read() -> None:
         return Ask(chat=chat, digest=b"%d" % count, transcript=found)
 
     said = [{"role": ["assistant", "user"][n % 2], "content": f"{n}"} for n in range(22)]
-    chat = read(PATHS[0], b'{"messages": []}', care=True).chat
+    chat = read(PATHS[0], b'{"messages": []}', care=True)[0].chat
     identities = Identities()
     first = identities.resolve(call(20))
     identities.begun(first)
@@ -86,10 +87,10 @@ def test_only_what_is_new_is_read() -> None:
 )
 def test_what_cannot_be_read_is_the_clients_fault(path: str, body: bytes) -> None:
     with pytest.raises(ApiError) as failed:
-        Talk(read(path, body, care=True).transcript)
+        Talk(read(path, body, care=True)[1])
     assert failed.value.status == 400
 
 
 def test_what_means_nothing_to_an_api_is_not_looked_at() -> None:
-    asked = read("/v1/completions", b'{"prompt": "a", "messages": 5}', care=True)
-    assert Talk(asked.transcript).messages == [{"role": "user", "content": "a"}]
+    _, found = read("/v1/completions", b'{"prompt": "a", "messages": 5}', care=True)
+    assert Talk(found).messages == [{"role": "user", "content": "a"}]

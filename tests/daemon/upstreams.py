@@ -75,14 +75,17 @@ Answer = Callable[[Got], Awaitable[None]]
 
 @dataclass
 class Double:
-    """A server on loopback. ``answer`` is for calls; ``health`` is its status there."""
+    """A server on loopback. ``answer`` is for calls; ``health`` is its status there; ``others`` are answers
+    by path, and ``asked`` what was sent there; ``declared`` stands behind its URL."""
 
     answer: Answer
     health: str = "200 OK"
     port: int = 0
+    declared: str = ""
     requests: list[Got] = field(default_factory=list)
     connections: int = 0
     others: dict[str, Any] = field(default_factory=dict)
+    asked: list[tuple[str, bytes]] = field(default_factory=list)
     _server: asyncio.Server | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -122,14 +125,15 @@ class Double:
         got = Got(head, b"", writer, asyncio.Event())
         if length := got.headers.get("content-length"):
             got.body = await reader.readexactly(int(length))
-        path = got.line.split()[1]
+        path = got.line.split()[1].partition("?")[0]
         if path == "/health":
             await got.whole({}, self.health)
             return
         if path in self.others:
+            self.asked.append((path, got.body))
             await got.whole(self.others[path])
             return
-        if path in ("/get_server_info", "/metrics", "/v1/models"):
+        if path in ("/server_info", "/get_server_info", "/metrics", "/version", "/v1/models"):
             await got.whole({}, "404 Not Found")
             return
         self.requests.append(got)
@@ -156,12 +160,15 @@ async def in_front_of(
         if listening:
             await double.listen()
     upstream: dict[str, Any] = {"poll_s": 0.05}
-    upstream |= {name: settings.pop(name) for name in ("silence_s", "poll_s") if name in settings}
+    upstream |= {name: settings.pop(name) for name in ("silence_s", "poll_s", "fields") if name in settings}
     api_key, declared = settings.pop("api_key", None), settings.pop("declared", None)
     chosen = Settings(
         **({"port": 0, "drain_s": 0.1, "silence_s": settings.pop("white_space_s", 30.0)} | settings)
     )
-    upstreams = [UpstreamSettings(url=double.url, kv_tokens=kv_tokens, **upstream) for double in doubles]
+    upstreams = [
+        UpstreamSettings(url=double.url + double.declared, kv_tokens=kv_tokens, **upstream)
+        for double in doubles
+    ]
     try:
         async with (
             UpstreamDaemon(upstreams, chosen, api_key=api_key, declared=declared) as daemon,
@@ -248,3 +255,17 @@ async def finished(served: Served, calls: int) -> None:
         return bool(await served.metric("agentsched_calls_total", outcome="finished") == calls)
 
     await until(done, f"{calls} calls end")
+
+
+CHAT = "/v1/chat/completions"
+BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}]}).encode()
+
+
+def request(
+    body: bytes = BODY, *more: str, path: str = CHAT, line: str = "POST {} HTTP/1.1", length: str = ""
+) -> bytes:
+    """A call as clients write it."""
+    lines = [line.format(path), "Host: here", "Content-Type: application/json", *more]
+    if length != "none":
+        lines.append(f"Content-Length: {length or len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode() + body

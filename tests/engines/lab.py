@@ -63,6 +63,10 @@ class Run:
                 self._moved.clear()
                 await self._moved.wait()
 
+    @property
+    def over(self) -> bool:
+        return self._task.done()
+
     async def finished(self) -> CallFinished:
         """The call's good end. Raises what the call raised."""
         async with asyncio.timeout(PATIENCE_S):

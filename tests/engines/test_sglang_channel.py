@@ -224,3 +224,25 @@ def test_what_stands_is_the_latest_of_each_kind() -> None:
     standing.take([rank("p", 1), rank("p", 5), rank("q", 2)])
     standing.take([Release(program="q", engine="e", cause=1, epoch=1, seq=6)])
     assert [order.seq for order in standing.all()] == [5, 6]
+
+
+async def test_who_gives_up_waiting_for_a_hello_leaves_no_connection_behind(tmp_path: Path) -> None:
+    """As a daemon does that ends while the server starts anew."""
+    came, went = asyncio.Event(), asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.set()
+        await reader.read()
+        went.set()
+        writer.close()
+
+    path = tmp_path / "silent.sock"
+    async with await asyncio.start_unix_server(say_nothing, path):
+        link = OrdersLink(path, "e", report=lambda report: None, other_life=lambda: None, retry_s=1.0)
+        opening = asyncio.create_task(link.open())
+        async with asyncio.timeout(DEADLINE_S):
+            await came.wait()
+            opening.cancel()
+            await asyncio.wait([opening])
+            await went.wait()
+    assert opening.cancelled()

@@ -111,29 +111,70 @@ def test_breaking_a_lease_takes_the_least_and_is_reported_once() -> None:
     retained.apply([retain("p", (0, 160, 2.0)), retain("q", (0, 32, 1.0))])
     assert retained.break_lease(0.0) == "q"
     assert retained.held_back(0.0) == [(1, 160)]
-    assert retained.take_changes(all_held=False)[2] == ("q",)
-    assert retained.take_changes(all_held=False)[2] == ()
+    assert retained.take_changes(all_held=False).broken_leases == ("q",)
+    assert retained.take_changes(all_held=False).broken_leases == ()
 
 
 def test_holdings_follow_splits_and_evictions() -> None:
     retained = owned()
     retained.split(2, 1, 64)
     retained.reach("q", [(2, 64), (3, 16)])
-    assert retained.take_changes(all_held=False)[0] == (
+    assert retained.take_changes(all_held=False).held == (
         Held(program="p", device_tokens=160),
         Held(program="q", device_tokens=80),
     )
     retained.gone(1, 96)
     retained.gone(99, 40)
-    held, evicted, _ = retained.take_changes(all_held=False)
-    assert held == (Held(program="p", device_tokens=64),)
-    assert evicted == 136
-    assert retained.take_changes(all_held=True)[0] == (
+    changes = retained.take_changes(all_held=False)
+    assert changes.held == (Held(program="p", device_tokens=64),)
+    assert changes.evicted_tokens == 136
+    assert retained.take_changes(all_held=True).held == (
         Held(program="p", device_tokens=64),
         Held(program="q", device_tokens=80),
     )
     retained.clear()
-    assert retained.take_changes(all_held=True)[0] == ()
+    assert retained.take_changes(all_held=True).held == ()
+
+
+CONTEXT = list(range(1_000, 1_160))
+"""The tokens of what ``owned`` holds."""
+
+
+def recomputed(retained: Retained, start: int, context: list[int] = CONTEXT, program: str = "p") -> int:
+    """Of a call that computes its context from there on."""
+    retained.computed(program, context, start, len(context) - start)
+    return retained.take_changes(all_held=False).recomputed_tokens
+
+
+def test_what_was_evicted_and_is_computed_again_is_counted() -> None:
+    retained = owned()
+    assert recomputed(retained, 0) == 0, "it is there"
+    retained.gone(1, 160, CONTEXT[-16:])
+    longer = [*CONTEXT, *range(40)]
+    assert recomputed(retained, 0, longer) == 160
+    assert recomputed(retained, 100, longer) == 60, "of what is not cached"
+    assert recomputed(retained, 160, longer) == 0
+    retained.computed("p", longer, 0, 64)
+    retained.computed("p", longer, 64, 136)
+    assert retained.take_changes(all_held=False).recomputed_tokens == 160, "by chunks, each token once"
+
+
+def test_a_context_that_went_piece_by_piece_was_there_up_to_its_end() -> None:
+    retained, leaf = owned(), 1
+    for end in (160, 112):
+        retained.split(leaf + 1, leaf, end - 48)
+        retained.gone(leaf, 48, CONTEXT[end - 16 : end])
+        leaf += 1
+    assert recomputed(retained, 64) == 96
+    assert recomputed(retained, 128) == 32
+
+
+def test_other_tokens_in_the_same_place_are_not_computed_again() -> None:
+    retained = owned()
+    retained.gone(1, 160, CONTEXT[-16:])
+    assert recomputed(retained, 16, [*CONTEXT[:32], *range(200)]) == 0
+    assert recomputed(retained, 0, program="q") == 0
+    assert recomputed(retained, 0, CONTEXT[:100]) == 0
 
 
 def test_both_parts_of_a_split_are_worth_what_they_were() -> None:

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from agentsched.core.events import ProgramOpened
-from agentsched.sdk import agent, current_program, headers, program, tool, tool_call
+from agentsched.sdk import agent, current_program, headers, program, tool, tool_call, tool_run
 from agentsched.sdk.reporting import Reporter, use_reporter
 from tests.sdk.recording import Recording
 
@@ -226,3 +226,68 @@ def test_a_tool_says_what_memory_it_needs(daemon: Recording) -> None:
     assert [event["expected_memory_bytes"] for event in daemon.named("ToolStarted")] == [2 << 30]
     with pytest.raises(ValueError, match="'lots' is not"):
         tool(hint="lots")
+
+
+async def test_of_parallel_tools_one_answers_the_models_call(daemon: Recording) -> None:
+    with program("p", id="p-1"), tool_call("call_1"):
+        await asyncio.gather(sleep_briefly(), sleep_briefly(), asyncio.to_thread(double, 1))
+    calls = [event["tool_call"] for event in daemon.named("ToolStarted")]
+    assert sorted(call == "call_1" for call in calls) == [False, False, True]
+    assert len(set(calls)) == 3
+    assert {event["program"] for event in daemon.named("ToolFinished")} == {"p-1"}
+
+
+async def test_a_cancelled_agent_ends_its_tool_and_its_program(daemon: Recording) -> None:
+    begun = asyncio.Event()
+
+    @tool
+    async def wait_for_ever() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    @agent
+    async def run() -> None:
+        await wait_for_ever()
+
+    task = asyncio.create_task(run())
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [event["exit_status"] for event in daemon.named("ToolFinished")] == [130]
+    assert len(daemon.named("ProgramClosed")) == 1
+
+
+async def test_blocks_are_programs_and_tools_across_awaits(daemon: Recording) -> None:
+    with program("p", id="p-1"):
+        with tool_run("search", tool_call="call_5", hint="memory:64M"):
+            await asyncio.sleep(0)
+        with pytest.raises(LookupError), tool_run("fetch"):
+            raise LookupError
+    first, second = daemon.named("ToolStarted")
+    assert (first["tool"], first["tool_call"], first["expected_memory_bytes"]) == (
+        "search",
+        "call_5",
+        64 << 20,
+    )
+    assert second["tool"] == "fetch"
+    assert [event["exit_status"] for event in daemon.named("ToolFinished")] == [0, 1]
+
+
+def test_a_daemon_that_is_away_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        asked.append(time.monotonic())
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr("agentsched.sdk.reporting._opener.open", refuse)
+    reporter = Reporter("http://127.0.0.1:9")
+    for number in range(5):
+        reporter.report(ProgramOpened(program=f"p{number}"))
+        assert reporter.flush()
+    assert len(asked) == 1
+    monkeypatch.setattr(reporter, "_away_until_s", 0.0)
+    reporter.report(ProgramOpened(program="late"))
+    assert reporter.flush()
+    assert len(asked) == 2

@@ -1,24 +1,30 @@
-"""One real SGLang server for all tests of this folder; without an SGLang they are skipped, and say why."""
+"""One real SGLang server for all tests of this folder. Without an SGLang they are skipped, and say why; where
+AGENTSCHED_SGLANG_REQUIRED is set, as ``scripts/test sglang`` does, that is an error."""
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import aiohttp
 import pytest
 
-from tests.sglang.model import write_model
-from tests.sglang.serving import Pilot, SglangServer, missing
+from agentsched.workloads.sglang_model import write_model
+from agentsched.workloads.sglang_server import SglangServer, missing
+from tests.sglang.serving import Pilot
 
 HERE = Path(__file__).parent
+REQUIRED_VARIABLE = "AGENTSCHED_SGLANG_REQUIRED"
 _missing = functools.cache(missing)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = [item for item in items if HERE in item.path.parents]
     if here and (reason := _missing()) is not None:
+        if os.environ.get(REQUIRED_VARIABLE):
+            raise pytest.UsageError(reason)
         for item in here:
             item.add_marker(pytest.mark.skip(reason=reason))
 

@@ -1,132 +1,28 @@
-"""A real SGLang server on the CPU, and a daemon's end of the channel to the plugin in it."""
+"""In front of a real SGLang server: a daemon, or a daemon's end of the channel alone and calls by hand."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
-import signal
-import socket
-import subprocess
 import time
-import urllib.error
-import urllib.request
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from agentsched.core.decisions import EngineOrder, Rank, Release, Retain, Segment, Worth
 from agentsched.core.events import StepReport
+from agentsched.daemon.settings import Settings
+from agentsched.daemon.upstream.server import UpstreamDaemon
 from agentsched.engines.sglang.place import socket_path
-from agentsched.engines.tied import tied
+from agentsched.engines.upstream.engine import UpstreamSettings
 from agentsched.engines.upstream.orders import OrdersLink
-from tests.daemon.serving import until
+from agentsched.workloads.sglang_server import Limits, SglangServer
+from tests.daemon.serving import Served, until
 
-ROOT = Path(__file__).parents[2]
-PYTHON_VARIABLE = "AGENTSCHED_SGLANG_PYTHON"
-START_S = 240.0
-POOL_TOKENS = 4_000
 HEADER = "x-smg-routing-key"
-
-ENVIRONMENT = {
-    "SGLANG_USE_CPU_ENGINE": "1",
-    "SGLANG_PLUGINS": "agentsched",
-    "CUDA_VISIBLE_DEVICES": "",
-    "OMP_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-}
-ARGUMENTS = (
-    "--served-model-name tiny --device cpu --load-format dummy --dtype float32 "
-    "--attention-backend torch_native --sampling-backend pytorch --grammar-backend none --disable-cuda-graph "
-    f"--skip-server-warmup --max-total-tokens {POOL_TOKENS} --context-length 3000 --max-running-requests 8 "
-    "--chunked-prefill-size 2048 --mem-fraction-static 0.2 --enable-metrics --enable-cache-report "
-    "--host 127.0.0.1"
-).split()
-PLUGIN = ("--radix-cache-backend", "agentsched")
-
-
-def sglang_python() -> Path:
-    """The interpreter of the environment with SGLang."""
-    stated = os.environ.get(PYTHON_VARIABLE)
-    return Path(stated) if stated else ROOT / ".venv-sglang/bin/python"
-
-
-def missing() -> str | None:
-    """Why no SGLang can be started here; None if one can."""
-    python = sglang_python()
-    if not python.exists():
-        return f"no SGLang: {python} is not there; 'scripts/test sglang' makes it"
-    found = subprocess.run([python, "-c", "import sglang, agentsched"], capture_output=True, text=True)
-    return None if found.returncode == 0 else f"no SGLang: {python} cannot import it: {found.stderr[-300:]}"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@dataclass
-class SglangServer:
-    """One server, which may be started again at the same port. ``folder`` has the model, and gets the log."""
-
-    folder: Path
-    arguments: Sequence[str] = PLUGIN
-    port: int = field(default_factory=free_port)
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def log(self) -> str:
-        return (self.folder / "server.log").read_text("utf-8", errors="replace")
-
-    def launch(self) -> None:
-        command = [str(sglang_python()), "-m", "sglang.launch_server", "--model-path", str(self.folder)]
-        command += [*ARGUMENTS, "--port", str(self.port), *self.arguments]
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                tied(command, signal.SIGKILL),
-                cwd=self.folder,
-                env=environment | ENVIRONMENT,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def start(self) -> None:
-        """Raises ``RuntimeError`` with the end of its log if it does not come up."""
-        self.launch()
-        assert self.process is not None
-        deadline = time.monotonic() + START_S
-        while not self.answers("/ready"):
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                raise RuntimeError(f"SGLang did not start:\n{self.log[-3000:]}")
-            time.sleep(0.2)
-
-    def answers(self, path: str) -> bool:
-        try:
-            with urllib.request.urlopen(self.url + path, timeout=5) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-    def kill(self) -> None:
-        """All of its processes, at once."""
-        if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
+POOL_TOKENS = Limits().kv_tokens
 
 
 def prompt(tokens: int, seed: int) -> list[int]:
@@ -238,3 +134,41 @@ class Pilot:
 
     def _stamp(self, program: str) -> dict[str, Any]:
         return {"program": program, "engine": "e", "cause": 1, "epoch": 1, "seq": next(self.numbers)}
+
+
+@asynccontextmanager
+async def before(server: SglangServer, **settings: Any) -> AsyncIterator[Served]:
+    chosen = Settings(**({"port": 0, "drain_s": 0.1} | settings))
+    upstream = UpstreamSettings(url=server.url, poll_s=0.2)
+    async with UpstreamDaemon([upstream], chosen) as daemon, aiohttp.ClientSession() as http:
+        await until(lambda: daemon.engines, "the server is attached")
+        yield Served(daemon, http, [])
+
+
+def body(tokens: int, *, seed: int = 1, output: int = 4, **fields: Any) -> dict[str, Any]:
+    return {
+        "model": "tiny",
+        "prompt": prompt(tokens, seed),
+        "max_tokens": output,
+        "temperature": 0,
+        "ignore_eos": True,
+    } | fields
+
+
+async def call(served: Served, program: str, tokens: int, *, seed: int = 1) -> int:
+    """How much of it was cached."""
+    status, said, _ = await served.post(
+        "/v1/completions", body(tokens, seed=seed), x_agentsched_program=program
+    )
+    assert status == 200, said
+    return int((said["usage"].get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+
+
+async def held(served: Served, program: str) -> int:
+    return int((await served.programs()).get(program, {}).get("held_device_tokens", 0))
+
+
+async def first_token(answer: aiohttp.ClientResponse) -> None:
+    """Signs of life may come before."""
+    while not (await answer.content.readline()).startswith(b"data: {"):
+        pass

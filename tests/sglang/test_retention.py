@@ -10,7 +10,8 @@ import aiohttp
 import pytest
 
 from agentsched.core.decisions import YIELDS
-from tests.sglang.serving import PLUGIN, POOL_TOKENS, Pilot, SglangServer
+from agentsched.workloads.sglang_server import PLUGIN, SglangServer
+from tests.sglang.serving import POOL_TOKENS, Pilot
 
 pytestmark = pytest.mark.timeout(300)
 

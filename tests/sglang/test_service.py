@@ -4,52 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
 
-import aiohttp
 import pytest
 
-from agentsched.daemon.settings import Settings
-from agentsched.daemon.upstream.server import UpstreamDaemon
-from agentsched.engines.upstream.engine import UpstreamSettings
-from tests.daemon.serving import Served, until
-from tests.sglang.serving import Pilot, SglangServer, prompt
+from agentsched.workloads.sglang_server import SglangServer
+from tests.daemon.serving import until
+from tests.sglang.serving import Pilot, before, body, call, first_token, held
 
 pytestmark = pytest.mark.timeout(300)
-
-
-@asynccontextmanager
-async def before(server: SglangServer, **settings: Any) -> AsyncIterator[Served]:
-    chosen = Settings(**({"port": 0, "drain_s": 0.1} | settings))
-    upstream = UpstreamSettings(url=server.url, poll_s=0.2)
-    async with UpstreamDaemon([upstream], chosen) as daemon, aiohttp.ClientSession() as http:
-        await until(lambda: daemon.engines, "the server is attached")
-        yield Served(daemon, http, [])
-
-
-def body(tokens: int, *, seed: int = 1, output: int = 4, **fields: Any) -> dict[str, Any]:
-    return {
-        "model": "tiny",
-        "prompt": prompt(tokens, seed),
-        "max_tokens": output,
-        "temperature": 0,
-        "ignore_eos": True,
-    } | fields
-
-
-async def call(served: Served, program: str, tokens: int, *, seed: int = 1) -> int:
-    """How much of it was cached."""
-    status, said, _ = await served.post(
-        "/v1/completions", body(tokens, seed=seed), x_agentsched_program=program
-    )
-    assert status == 200, said
-    return int((said["usage"].get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
-
-
-async def held(served: Served, program: str) -> int:
-    return int((await served.programs()).get(program, {}).get("held_device_tokens", 0))
 
 
 async def test_a_programs_kv_is_retained_through_its_gap(server: SglangServer, pilot: Pilot) -> None:
@@ -121,50 +83,3 @@ async def test_who_goes_away_is_computed_for_no_more_and_what_was_computed_is_ke
             return await held(served, "p") >= 600
 
         await until(kept, "what was computed is held")
-
-
-async def test_a_killed_server_is_noticed_and_programs_go_on_when_it_is_back(
-    model: Any, sockets: None
-) -> None:
-    server = SglangServer(model)
-    try:
-        server.start()
-        async with before(server) as served:
-            await call(served, "p", 900)
-            first = next(iter(served.daemon.engines.values()))
-            async with served.http.post(server.url + "/slow_down", json={"forward_sleep_time": 0.05}):
-                pass
-            streaming = body(300, seed=2, output=500, stream=True)
-            async with served.http.post(served.url + "/v1/completions", json=streaming) as answer:
-                await first_token(answer)
-                server.kill()
-                with pytest.raises(aiohttp.ClientPayloadError):
-                    await broken(answer)
-            await until(lambda: not served.daemon.engines, "it is noticed")
-            waiting = asyncio.create_task(call(served, "p", 1_000))
-            await asyncio.to_thread(server.start)
-            assert await waiting == 0
-            second = next(iter(served.daemon.engines.values()))
-            assert second is not first
-            assert second.capabilities.retention
-
-            async def retained() -> bool:
-                return await held(served, "p") == 1_003
-
-            await until(retained, "the new process holds it")
-            assert await call(served, "p", 1_100) >= 999
-    finally:
-        server.kill()
-
-
-async def first_token(answer: aiohttp.ClientResponse) -> None:
-    """Signs of life may come before."""
-    while not (await answer.content.readline()).startswith(b"data: {"):
-        pass
-
-
-async def broken(answer: aiohttp.ClientResponse) -> None:
-    """Read to the end; raises if it was broken off, in whichever way."""
-    data = await answer.content.read()
-    if b"engine_cut_off" in data:
-        raise aiohttp.ClientPayloadError("an error event")

@@ -9,8 +9,10 @@ import pytest
 from agentsched.daemon.identity import Ask, Identities, call_digest
 from agentsched.daemon.signals import KINDS, Origin
 from agentsched.engines.frontend import ChatRequest
+from agentsched.workloads.acting import ActingMind
 from agentsched.workloads.bench.identity import (
     ALL_CLIENTS,
+    DELEGATE,
     Listening,
     drive,
     replayed,
@@ -74,7 +76,7 @@ def test_a_real_client_is_driven_heard_and_told_apart(
         monkeypatch.setenv(name, "True")
     monkeypatch.setenv("MSWEA_GLOBAL_CONFIG_DIR", str(tmp_path / "config"))
     known = Listening()
-    with served(2, known, vary=True) as url:
+    with served(ActingMind(2, delegate=DELEGATE), known) as url:
         assert drive({"mini-swe-agent": mini_swe_agent}, 3, url, 3, tmp_path) == []
     assert len(known.calls) == 9
     rows = table(known.calls)

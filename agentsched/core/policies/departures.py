@@ -22,6 +22,10 @@ class Departures:
         """When the next one may be."""
         return self._times[0][0] if self._times else None
 
+    def are_due(self, now: float) -> bool:
+        """Whether somebody's time has come."""
+        return bool(self._times) and self._times[0][0] <= now
+
     def expect(self, leaves_s: float, engine: str, program: str, ledgers: Mapping[str, Ledger]) -> None:
         """The program's seat there is not worth its gap from ``leaves_s`` on, monotonic seconds."""
         heapq.heappush(self._times, (leaves_s, engine, program))

@@ -43,6 +43,11 @@ class Overcommit:
         self._share = 1.0
         self._busy_s, self._reported_s, self._spare_s = 0.0, waited_s, 0.0
 
+    @property
+    def latest(self) -> float:
+        """As it was when it was last asked for."""
+        return self._factor
+
     def factor(self, seats: int, waited_s: float, busy_s: float) -> float:
         """With so many seats. For how long, in all, anybody has waited so far, and the engine computed."""
         more_s, self._waited_s = waited_s - self._waited_s, waited_s

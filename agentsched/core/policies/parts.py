@@ -94,7 +94,3 @@ class Policy:
     placement: Placement
     learners: tuple[Learner, ...] = field(default=())
     books: tuple[Books, ...] = field(default=())
-
-    def observe(self, state: State, now: float, event: ev.AnyEvent, subject: Program | None) -> None:
-        for learner in self.learners:
-            learner.observe(state, now, event, subject)

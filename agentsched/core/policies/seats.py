@@ -20,16 +20,16 @@ into the engine's KV times its overcommit (``forecast.predicted_peak``). Around 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 from agentsched.core import events as ev
 from agentsched.core.forecast import Forecast
-from agentsched.core.foresight import Foresight, index_at, leaves_at_s
+from agentsched.core.foresight import Foresight, index_at
 from agentsched.core.ledger import Ledger
 from agentsched.core.orders import Orders
-from agentsched.core.policies.departures import Departures
 from agentsched.core.policies.host_gate import HostGate
 from agentsched.core.policies.mechanisms import Mechanisms
+from agentsched.core.policies.needs import Needs
 from agentsched.core.policies.openings import Openings
 from agentsched.core.policies.overcommit import Overcommit
 from agentsched.core.policies.tryouts import MOST_OF_ONE, MOST_SHARE, Tryouts
@@ -39,8 +39,6 @@ from agentsched.core.state import EngineState, Program, State
 RETRY_AFTER_S = 30.0
 LOOK_AGAIN_S = 5.0
 """Overcommit rises while somebody waits, so who was refused is looked at again after so long."""
-
-MOST_CALLS = 1e6
 
 LITTLE_SHARE = 0.3
 """While less than this share of the KV is needed, newcomers are let in whatever is predicted: of new kinds of
@@ -66,7 +64,8 @@ class Seats:
         self._turns = turns
         self._with = mechanisms or Mechanisms()
         self._max_waiting = max_waiting
-        self._ledgers: dict[str, Ledger] = {}
+        self._needs = Needs(foresight)
+        self._ledgers = self._needs.ledgers
         self._overcommit: dict[str, Overcommit] = {}
         self.hosts = HostGate(turns.of)
         self._tryouts = Tryouts()
@@ -76,13 +75,7 @@ class Seats:
         self._trial_openings = Openings()
         self._looked_s = 0.0
         self._came: list[Program] = []
-        self._touched: set[str] = set()
-        """Engines whose ledger changed since the last review."""
-        self._departures = Departures()
-        self._most_tokens = 0
-        """KV of the largest engine."""
-        self._waited_s = 0.0
-        self._now = 0.0
+        self._waited_s = self._now = 0.0
 
     # What is seen
 
@@ -90,14 +83,17 @@ class Seats:
         if self._anybody:
             self._waited_s += now - self._now
         self._now = now
-        for engine, name in self._departures.due(now, self._ledgers):
-            self._changed(engine)
-            self.hosts.may_leave(state, name)
+        if self._needs.departures.are_due(now):
+            self._depart(state, now)
         self.hosts.observe(state, now, event, subject)
-        if subject is not None and not isinstance(event, ev.ToolProgressed):
+        if subject is not None and state.queue and not isinstance(event, ev.ToolProgressed):
             self._openings.anew(subject.name)  # it may want something else now
             self._trial_openings.anew(subject.name)
         match event:
+            case ev.CallArrived() | ev.CallFinished() if subject is not None and subject.seat is not None:
+                self._recount(state, subject, subject.seat)
+            case ev.CallStarted() if subject is not None and subject.calls_done:
+                pass  # what it shares was known
             case ev.FirstToken() | ev.ToolProgressed(done_fraction=None):
                 pass
             case ev.EngineAttached():
@@ -105,9 +101,8 @@ class Seats:
             case ev.EngineLost():
                 for name in self._ledgers[event.engine].programs():
                     self._tryouts.unseated(state.programs[name])
-                del self._ledgers[event.engine], self._overcommit[event.engine]
-                self._measure_engines()
-                self._touched.discard(event.engine)
+                self._needs.lose(event.engine)
+                del self._overcommit[event.engine]
                 self._openings.lost(event.engine)
                 self._trial_openings.lost(event.engine)
             case ev.ProgramClosed() if subject is not None:
@@ -117,46 +112,51 @@ class Seats:
                     self._came.append(subject)
                     if not subject.calls_done:
                         self._tryouts.came(subject)
-            case ev.CallStarted() if subject is not None and subject.calls_done:
-                pass  # what it shares was known
             case (
-                ev.CallArrived()
-                | ev.CallStarted()
-                | ev.CallFinished()
+                ev.CallStarted()
                 | ev.CallAborted()
                 | ev.ToolStarted()
                 | ev.ToolProgressed()
                 | ev.ProgramAnnotated()
             ) if subject is not None and subject.seat is not None:
-                self._put(subject, subject.seat, self.forecast(state, subject), state)
+                self._recount(state, subject, subject.seat)
             case _:
                 pass
 
     def _attach(self, engine: EngineState) -> None:
-        self._ledgers[engine.name] = Ledger(engine)
+        self._needs.attach(engine)
         self._overcommit[engine.name] = Overcommit(self._waited_s)
-        self._measure_engines()
         self._changed(engine.name)
-
-    def _measure_engines(self) -> None:
-        sizes = (ledger.engine.capacity_tokens for ledger in self._ledgers.values())
-        self._most_tokens = max(sizes, default=0)
 
     def _changed(self, engine: str) -> None:
         self._openings.changed(engine)
         self._trial_openings.changed(engine)
 
+    def _recount(self, state: State, program: Program, engine: str) -> None:
+        """Something about it has changed. What it will need counts while somebody waits, or a host of tools
+        has limits."""
+        if state.queue or state.hosts:
+            self._put(program, engine, self._needs.forecast(state, program), state)
+        else:
+            self._needs.count(program, engine, self._now)
+            self._changed(engine)
+
+    def _catch_up(self, state: State) -> None:
+        """Foresee what has not been since somebody waited last."""
+        for program, engine in self._needs.take_stale(state):
+            self._put(program, engine, self._needs.forecast(state, program), state)
+        self._depart(state, self._now)
+
+    def _depart(self, state: State, now: float) -> None:
+        """Whose gaps are not worth their seats any more."""
+        for engine, name in self._needs.departures.due(now, self._ledgers):
+            self._changed(engine)
+            self.hosts.may_leave(state, name)
+
     def _put(self, program: Program, engine: str, forecast: Forecast, state: State) -> None:
-        ledger, leaves_s = self._ledgers[engine], None
         if program in self._tryouts:
             forecast = Forecast(forecast.now_tokens, 0.0, 1.0)  # it is paused before it grows
-        if program.gap_since_s is not None:
-            curve = self._foresight.gap(state, program)
-            leaves_s = program.gap_since_s + leaves_at_s(curve, ledger.price())
-        ledger.put(program, forecast, leaves_s, self._now)
-        if leaves_s is not None:
-            self._departures.expect(leaves_s, engine, program.name, self._ledgers)
-        self._touched.add(engine)
+        self._needs.put(state, program, engine, forecast, self._now)
         self._changed(engine)
 
     def _end(self, program: Program) -> None:
@@ -170,7 +170,7 @@ class Seats:
         self._drop(program, engine)
 
     def _drop(self, program: Program, engine: str) -> None:
-        self._ledgers[engine].drop(program, self._now)
+        self._needs.drop(program, engine, self._now)
         self._changed(engine)
 
     # What follows
@@ -178,17 +178,21 @@ class Seats:
     def review(self, state: State, orders: Orders) -> None:
         if self._came:
             self._turn_away(state, orders)
-        for engine in sorted(self._touched):
-            ledger = self._ledgers[engine]
-            if self._with.relief and ledger.need_tokens > ledger.room_tokens:
-                self._relieve(state, orders, ledger)
-        self._touched.clear()
+        if self._needs.stale and (state.queue or state.hosts):
+            self._catch_up(state)
+        if outgrown := self._needs.outgrown:
+            for engine in sorted(outgrown):
+                ledger = self._ledgers[engine]
+                if self._with.relief and ledger.need_tokens > ledger.room_tokens:
+                    self._relieve(state, orders, ledger)
+            outgrown.clear()
         for program in self._tryouts.over(state, orders.now):
             self._pause(state, orders, program, "its trial is over, and it waits for its turn")
-        for program in self.hosts.relief(state):
-            self._pause(
-                state, orders, program, "a tool before it in line was killed and needs its host's memory"
-            )
+        if state.hosts:
+            for program in self.hosts.relief(state):
+                self._pause(
+                    state, orders, program, "a tool before it in line was killed and needs its host's memory"
+                )
         if orders.now >= self._looked_s + LOOK_AGAIN_S:
             self._looked_s = orders.now
             self._openings.anew()
@@ -212,7 +216,7 @@ class Seats:
         if not state.queue or not self._ledgers:
             return None
         times_s = [self._looked_s + LOOK_AGAIN_S]
-        if (leaves_s := self._departures.next_s) is not None:
+        if (leaves_s := self._needs.departures.next_s) is not None:
             times_s.append(leaves_s)
         if (end_s := self._tryouts.next_end_s(self._now)) is not None:
             times_s.append(end_s)
@@ -226,6 +230,16 @@ class Seats:
             busy_s = ledger.engine.busy_s
             factor = self._overcommit[engine].factor(len(ledger), self._waited_s, busy_s)
         return ledger.room_tokens * factor
+
+    def ledgers(self) -> Iterator[tuple[str, Ledger, float]]:
+        """Of each engine: name, ledger, and the bound as it was when it was last asked for."""
+        for name, ledger in sorted(self._ledgers.items()):
+            factor = self._overcommit[name].latest if self._with.overcommit else 1.0
+            yield name, ledger, ledger.room_tokens * factor
+
+    def first_in_line(self, state: State) -> Program | None:
+        """Who holds up those behind it, as last looked up."""
+        return self._turns.standing_first(state)
 
     def _turn_away(self, state: State, orders: Orders) -> None:
         """Backpressure: who came last is told to come back, where the line is too long."""
@@ -242,8 +256,8 @@ class Seats:
             self._looked_s = orders.now
         if not (engines := self._openings.engines()):
             return False
-        forecast = self.forecast(state, program)
-        for engine in self._by_room(program, engines):
+        forecast = self._needs.forecast(state, program)
+        for engine in self._needs.by_room(program, engines):
             self._openings.refused(engine)
             ledger = self._ledgers[engine]
             leavers = self._who_leaves(state, ledger, program, forecast, host_leavers)
@@ -265,8 +279,8 @@ class Seats:
             self._trial_openings.first(program, self._ledgers)
             if not (engines := self._trial_openings.engines()):
                 return
-            forecast = self.forecast(state, program)
-            engine = self._by_room(program, engines)[0]
+            forecast = self._needs.forecast(state, program)
+            engine = self._needs.by_room(program, engines)[0]
             room_tokens = self._ledgers[engine].room_tokens
             if forecast.now_tokens > MOST_OF_ONE * room_tokens or not self._turns.may_try(state, program):
                 self._tryouts.passed_over(program)
@@ -321,22 +335,15 @@ class Seats:
 
     def candidates(self, state: State, program: Program) -> list[str]:
         """Where its KV may be first, then by room."""
-        return self._by_room(program, self._ledgers)
-
-    def _by_room(self, program: Program, engines: Iterable[str]) -> list[str]:
-        def place(name: str) -> tuple[bool, float, str]:
-            ledger = self._ledgers[name]
-            return (name != program.home, ledger.need_tokens / ledger.engine.capacity_tokens, name)
-
-        return sorted(engines, key=place)
+        return self._needs.by_room(program, self._ledgers)
 
     def forecast(self, state: State, program: Program) -> Forecast:
-        """As foreseen, within what can be: what it holds is known, and no engine can hold more than all."""
-        foreseen = self._foresight.forecast(state, program)
-        now_tokens = max(0, program.expected_context_tokens - program.shared_tokens)
-        calls_left = min(max(1.0, foreseen.calls_left), MOST_CALLS)
-        growth_tokens = min(foreseen.growth_tokens, max(0, self._most_tokens - now_tokens) / calls_left)
-        return Forecast(now_tokens, max(0.0, growth_tokens), calls_left)
+        """What it will need."""
+        return self._needs.forecast(state, program)
+
+    def forecasts(self, state: State, engine: str) -> list[Forecast]:
+        """Of who sits there; who ends last is first."""
+        return self._needs.forecasts(state, engine)
 
     def _who_leaves(
         self,

@@ -131,6 +131,11 @@ class Turns:
             self._first = self._first_claim(state, now) or self._first
         return self._first
 
+    def standing_first(self, state: State) -> Program | None:
+        """Who stood first when that was looked up last, if it still waits."""
+        first = self._first
+        return None if first is None or state.queue.get(first.name) is not first else first
+
     def presses(self, program: Program, now: float) -> bool:
         """Whether it waits, and its deadline allows no further delay."""
         lost = now >= self._urgency.claims_until_s(program, now)
@@ -251,10 +256,6 @@ class Turns:
         match event:
             case ev.CallStarted() | ev.FirstToken():
                 pass
-            case ev.ProgramOpened() if subject is not None:
-                self._open(subject)
-            case ev.ProgramRestored() if subject is not None and subject.calls_done:
-                self._begin(state, subject)  # so that it comes before whoever is new
             case ev.CallArrived() if subject is not None:
                 if subject.name not in self._accounts:
                     self._begin(state, subject)
@@ -262,6 +263,10 @@ class Turns:
                     self._wait(state, subject, now)
             case ev.CallFinished() if subject is not None:
                 self._serve(subject, event.prompt_tokens + event.output_tokens)
+            case ev.ProgramOpened() if subject is not None:
+                self._open(subject)
+            case ev.ProgramRestored() if subject is not None and subject.calls_done:
+                self._begin(state, subject)  # so that it comes before whoever is new
             case ev.CallAborted() if subject is not None and subject.name not in state.queue:
                 self._count(self._tenants[subject.tenant], self._accounts[subject.name], waits=False)
             case ev.ProgramClosed() if subject is not None:

@@ -20,8 +20,9 @@ from agentsched.core import events as ev
 from agentsched.core.core import Core
 from agentsched.daemon.accounts import Accounts
 from agentsched.daemon.host import Host
-from agentsched.daemon.identity import Identities, Table
+from agentsched.daemon.identity import Identities
 from agentsched.daemon.programs import Programs
+from agentsched.daemon.recent import Table
 from agentsched.daemon.state import records
 from agentsched.daemon.state.database import Batch, Database, Key, Row
 from agentsched.daemon.state.records import ProgramFacts, SavedProgram

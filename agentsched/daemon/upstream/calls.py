@@ -17,12 +17,14 @@ What can go wrong with the server, and what the client is told:
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import re
 from random import getrandbits
 from typing import Any, cast
 
 from agentsched.core import events as ev
+from agentsched.daemon.accounts import DEFAULT
 from agentsched.daemon.answers import Ending, Usage
 from agentsched.daemon.apis import Request
 from agentsched.daemon.calls import Calls
@@ -30,17 +32,19 @@ from agentsched.daemon.errors import ApiError
 from agentsched.daemon.identity import Ask
 from agentsched.daemon.livecall import LiveCall
 from agentsched.daemon.recent import Recent
+from agentsched.daemon.talks import Transcript
 from agentsched.daemon.tenancy import Tenancy
-from agentsched.daemon.upstream.bodies import named
+from agentsched.daemon.upstream.bodies import PassedHeaders, with_added
 from agentsched.daemon.upstream.estimates import Estimates
-from agentsched.daemon.upstream.passage import Passage, PassedCall
-from agentsched.daemon.upstream.reading import RESPONSES, Asked
+from agentsched.daemon.upstream.passage import Passage, PassedCall, UnderWay
+from agentsched.daemon.upstream.reading import Asked
 from agentsched.daemon.upstream.watching import Seen
-from agentsched.engines.contract import Engine, EngineGone, Sampling
+from agentsched.engines.contract import EngineGone, Sampling
 from agentsched.engines.frontend import Prepared
+from agentsched.engines.upstream.dialect import NOTHING, Added
 from agentsched.engines.upstream.engine import UpstreamEngine
-from agentsched.engines.upstream.pool import Outgoing
-from agentsched.engines.upstream.wire import Fault, Header, UpstreamFault
+from agentsched.engines.upstream.pool import Outgoing, header_lines
+from agentsched.engines.upstream.wire import Connection, Fault, UpstreamFault
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +64,11 @@ class PassedCalls(Calls):
         super().__init__(*args, **settings)
         self._estimates = Estimates()
         self._ambiguous: Recent[str, None] = Recent(MOST_AMBIGUOUS)
+        self._under_way: dict[str, PassedCall] = {}
+        """By name."""
+        self._released = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        """Kept, as asking for it costs a system call."""
 
     def pass_on(
         self,
@@ -69,7 +78,7 @@ class PassedCalls(Calls):
         request: Request,
         *,
         path: str,
-        headers: list[Header],
+        headers: PassedHeaders,
         body: bytes,
         deadline_s: float | None = None,
     ) -> PassedCall:
@@ -94,11 +103,12 @@ class PassedCalls(Calls):
             tenancy=tenancy,
             request=request,
             prepared=Prepared(prompt=[], sampling=Sampling(max_output_tokens=asked.max_output_tokens)),
-            arrived_s=asyncio.get_running_loop().time(),
+            arrived_s=self._loop.time(),
             asked=asked,
             asked_tokens=self._estimates.prompt_tokens(claim.program, len(body)),
-            kind="" if self._estimates.knows(claim.program) else _kind(asked),
+            kind="" if self._estimates.knows(claim.program) else _kind(asked, ask.transcript),
             body=body,
+            body_bytes=len(body),
             path=path,
             headers=headers,
         )
@@ -112,64 +122,150 @@ class PassedCalls(Calls):
         else:
             super().leave(call)
 
-    async def _generate(self, call: LiveCall, engine: Engine) -> None:
+    async def settle(self) -> None:
+        """See ``Calls.settle``."""
+        while self._tasks or self._under_way:
+            self._released.clear()
+            released = asyncio.create_task(self._released.wait())
+            await asyncio.wait([*self._tasks, released], return_when=asyncio.FIRST_COMPLETED)
+            released.cancel()
+
+    # On its way. A call takes a task only where it has to wait: for its turn, or for a new connection.
+
+    def _start(self, call: LiveCall) -> None:
         assert isinstance(call, PassedCall)
+        engine = None if call.ticket is None else self._host.engine(call.ticket.engine)
+        if engine is None:
+            super()._start(call)
+            return
         server = cast("UpstreamEngine", engine)
-        begun_s = asyncio.get_running_loop().time()
-        sending = _Sending(begun_s)
-
-        def first_token() -> None:
-            sending.first_s = asyncio.get_running_loop().time()
-            if not call.ended:
-                self._host.post(ev.FirstToken(call=call.core_name))
-
-        passage = call.passage = Passage(call, first_token)
-        headers, body = call.headers, call.body
-        if server.retains:
-            headers, body = named(headers, body, call.program, in_body=call.asked.path == RESPONSES)
-        outgoing = Outgoing(path=call.path, headers=headers, body=body)
-        try:
-            connection = passage.connection = await server.send(outgoing, passage)
-        except UpstreamFault as fault:
-            self._host.lost(engine)
-            raise EngineGone(str(fault)) from fault
-        tokens = call.prompt_tokens
-        server.began(tokens)
-        cached = self._estimates.cached_tokens(call.program, call.kind, tokens)
-        self._host.post(ev.CallStarted(call=call.core_name, cached_tokens=cached))
-        try:
-            await passage.over
-        except UpstreamFault as fault:
-            server.doubt()
-            self._fail(call, fault)
+        added = self._added(call, server)
+        passage = Passage(call, self._first_token, self._over, self._loop)
+        connection = server.send_at_once(_outgoing(call, added), passage)
+        if connection is None:
+            super()._start(call)
         else:
-            self._finish(call, passage, server, sending)
-        finally:
-            server.over(tokens)
-            server.release(connection)
-            passage.close()
+            self._sent(call, passage, server, connection, added)
 
-    def _fail(self, call: PassedCall, fault: UpstreamFault) -> None:
+    async def _run(self, call: LiveCall) -> None:
+        assert isinstance(call, PassedCall)
+        try:
+            while not (call.ended or call.under_way):
+                try:
+                    await self._send(call, cast("UpstreamEngine", await self._pass_gate(call)))
+                except EngineGone as error:
+                    self._try_again(call, error)
+        except Exception as error:
+            self._fail(call, error)
+
+    async def _send(self, call: PassedCall, server: UpstreamEngine) -> None:
+        added = self._added(call, server)
+        passage = Passage(call, self._first_token, self._over, self._loop)
+        try:
+            connection = await server.send(_outgoing(call, added), passage)
+        except UpstreamFault as fault:
+            self._host.lost(server)
+            raise EngineGone(str(fault)) from fault
+        self._sent(call, passage, server, connection, added)
+
+    def _added(self, call: PassedCall, server: UpstreamEngine) -> Added:
+        asked = call.asked
+        return server.added(
+            asked.path,
+            call.program,
+            _salt(call),
+            engaged=self._host.engaged,
+            own_session="session_params" in asked.signals,
+        )
+
+    def _sent(
+        self,
+        call: PassedCall,
+        passage: Passage,
+        server: UpstreamEngine,
+        connection: Connection,
+        added: Added,
+    ) -> None:
+        if call.ended:  # while a connection was made
+            server.release(connection)
+            return
+        tokens = call.prompt_tokens
+        call.passage, passage.connection = passage, connection
+        call.under_way = UnderWay(server, connection, self._loop.time(), tokens, added)
+        self._under_way[call.name] = call
+        server.began(tokens, added)
+        self._loop.call_soon(self._started, call)  # its bytes leave first
+
+    def _started(self, call: PassedCall) -> None:
+        if call.under_way is not None:
+            cached = self._estimates.cached_tokens(call.program, call.kind, call.under_way.tokens)
+            self._host.post(ev.CallStarted(call=call.core_name, cached_tokens=cached))
+
+    def _first_token(self, call: PassedCall) -> None:
+        if call.under_way is not None:
+            call.first_s = self._loop.time()
+            self._host.post(ev.FirstToken(call=call.core_name))
+
+    def _over(self, call: PassedCall, fault: UpstreamFault | None) -> None:
+        """All of the answer has come, or it never will."""
+        way = call.under_way
+        if way is None:
+            return  # it was cancelled
+        try:
+            if fault is None:
+                self._finish(call, way)
+            else:
+                way.server.doubt()
+                self._broke_off(call, fault)
+        except Exception as error:
+            self._fail(call, error)
+        finally:
+            if call.under_way is way:
+                self._release(call)
+
+    def _cancel(self, call: LiveCall, error: ApiError) -> None:
+        super()._cancel(call, error)
+        assert isinstance(call, PassedCall)
+        self._release(call)
+
+    def _release(self, call: PassedCall) -> None:
+        """Its connection is free, or is closed where the answer has not come to its end."""
+        way, passage = call.under_way, call.passage
+        if way is None or passage is None:
+            return
+        call.under_way = None
+        del self._under_way[call.name]
+        way.server.over(way.tokens, way.added)
+        way.server.release(way.connection)
+        passage.close()
+        self._released.set()
+
+    def _broke_off(self, call: PassedCall, fault: UpstreamFault) -> None:
         _log.warning("call %s: %s", call.name, fault)
         if fault.unsent and not call.answered:
-            raise EngineGone(str(fault)) from fault
+            self._release(call)
+            self._try_again(call, EngineGone(str(fault)))
+            self._start(call)
+            return
         status, code = _STATUS.get(fault.fault, (502, "engine_cut_off"))
-        error = ApiError(status, str(fault), kind="server_error", code=code, retry_after_s=RETRY_AFTER_S)
-        raise error from fault
+        raise ApiError(status, str(fault), kind="server_error", code=code, retry_after_s=RETRY_AFTER_S)
 
-    def _finish(self, call: PassedCall, passage: Passage, server: UpstreamEngine, sending: _Sending) -> None:
-        seen = passage.watch.finish()
+    def _finish(self, call: PassedCall, way: UnderWay) -> None:
+        passage, server = call.passage, way.server
+        assert passage is not None
+        assert passage.watch is not None
         if passage.status >= 400:
             self._end_badly(call, ApiError(passage.status, f"the engine answered {passage.status}"))
             return
-        done = self._counted(call, seen)
-        if sending.first_s is not None:
+        seen = passage.watch.finish()
+        done = self._counted(call, seen, server.name)
+        if call.first_s is not None:
             server.computed(
                 prefilled_tokens=done.prompt_tokens - done.cached_tokens,
                 output_tokens=done.output_tokens,
-                prefill_s=sending.first_s - sending.begun_s,
+                prefill_s=call.first_s - way.since_s,
             )
-        if self._host.engines.get(server.name) is server:
+        if self._host.engine(server.name) is server:
             self._host.post(done)
         else:  # it went on answering after it had been lost: for the core this call is waiting again
             self._host.post(ev.CallAborted(call=call.core_name, reason="its engine was lost as it answered"))
@@ -183,7 +279,7 @@ class PassedCalls(Calls):
         call.ending = Ending("tool_calls" if seen.tools else "stop", usage)
         call.notify()
 
-    def _counted(self, call: PassedCall, seen: Seen) -> ev.CallFinished:
+    def _counted(self, call: PassedCall, seen: Seen, server: str) -> ev.CallFinished:
         """The end of a call, with the server's figures where it gave them; its tool calls lead back here."""
         prompt = call.prompt_tokens if seen.prompt_tokens is None else seen.prompt_tokens
         output = self._estimates.text_tokens(seen.text) if seen.output_tokens is None else seen.output_tokens
@@ -191,7 +287,7 @@ class PassedCalls(Calls):
             self._estimates.learn(
                 call.program,
                 call.kind,
-                len(call.body),
+                call.body_bytes,
                 prompt=prompt,
                 cached=seen.cached_tokens,
                 output=output,
@@ -200,11 +296,15 @@ class PassedCalls(Calls):
         for identifier, tool in seen.tools.items():
             if self._adopt(identifier, call):
                 refs.append(ev.ToolCallRef(tool_call=identifier, tool=tool))
+                call.note_asked(identifier, tool, "".join(seen.arguments.get(identifier, ())))
         return ev.CallFinished(
             call=call.core_name,
             prompt_tokens=prompt,
             cached_tokens=min(prompt, seen.cached_tokens or 0),
             output_tokens=output,
+            recomputed_tokens=self._estimates.recomputed_tokens(
+                call.program, server, prompt=prompt, cached=seen.cached_tokens
+            ),
             tool_calls=tuple(refs),
         )
 
@@ -222,17 +322,29 @@ class PassedCalls(Calls):
         return True
 
 
-class _Sending:
-    """When a call was sent, and when its first token came, if it did on a stream."""
+def _outgoing(call: PassedCall, added: Added) -> Outgoing:
+    lines, body = call.headers.lines, call.body
+    if added is not NOTHING:
+        headers, body = with_added(call.headers.headers, body, added, call.asked.stated)
+        lines = header_lines(headers)
+    return Outgoing(path=call.path, lines=lines, body=body)
 
-    def __init__(self, begun_s: float) -> None:
-        self.begun_s = begun_s
-        self.first_s: float | None = None
+
+def _salt(call: PassedCall) -> str:
+    """Names whose KV the call may find where the server is shared by tenants; "" if it is not. A client's own
+    word for that tells apart what is within its tenant."""
+    tenant = call.tenancy.tenant
+    if tenant.name == DEFAULT:
+        return ""
+    own = call.asked.stated.get("cache_salt")
+    if own is None:
+        return tenant.salt
+    return hashlib.sha256(f"{tenant.salt}\0{own}".encode()).hexdigest()
 
 
-def _kind(asked: Asked) -> str:
+def _kind(asked: Asked, transcript: Transcript | None) -> str:
     """First calls of one model that begin alike have as much of their prompt in common."""
-    content = asked.transcript.first().get("content")
+    content = None if transcript is None else transcript.first().get("content")
     first = content[0] if isinstance(content, list) and content else content
     text = first.get("text") if isinstance(first, dict) else first
     return f"{asked.chat.model} {len(asked.chat.tools)} {str(text)[:KIND_CHARS]}"

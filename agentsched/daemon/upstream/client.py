@@ -7,25 +7,36 @@ while the client reads too slowly. All of them raise ``ConnectionResetError`` on
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from aiohttp import web
 
+from agentsched.daemon.signals import Origin
+from agentsched.daemon.upstream.bodies import PassedHeaders
 from agentsched.engines.upstream.wire import Header
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Incoming:
-    """A request for a call. ``path`` is that of its API; ``query`` is as it came, without the question mark;
-    ``program`` is what its URL names it. ``named`` are the ``headers`` by name in lower case."""
+@dataclass(slots=True, eq=False)
+class Head:
+    """The head of a request for a call. ``path`` is that of its API; ``query`` is as it came, without the
+    question mark; ``program`` is what its URL names it. ``named`` are the ``headers`` by name in lower case.
+
+    Clients write the same head again and again, so what follows from it is kept here once it is known.
+    """
 
     path: str
     query: str
     program: str | None
     headers: Sequence[Header]
     named: Mapping[str, str]
-    body: bytes
+    origin: Origin = field(init=False)
+    """What it says of whose the request is."""
+    passed_on: tuple[bool, PassedHeaders] | None = None
+    """Those of its headers that the server gets; first, whether clients' keys are the daemon's."""
+
+    def __post_init__(self) -> None:
+        self.origin = Origin(headers=self.named, path=self.program)
 
 
 class Client(Protocol):

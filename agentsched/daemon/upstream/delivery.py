@@ -16,7 +16,6 @@ from functools import partial
 from agentsched.daemon.apis import Writer
 from agentsched.daemon.errors import ApiError
 from agentsched.daemon.patience import Patience
-from agentsched.daemon.upstream.bodies import headers_back, is_stream
 from agentsched.daemon.upstream.client import Client
 from agentsched.daemon.upstream.passage import PassedCall, Sink
 from agentsched.engines.upstream.wire import Header
@@ -36,13 +35,24 @@ class PassDelivery:
         self._patience = patience
         self._kept = kept
 
-    async def deliver(self, client: Client, call: PassedCall, sink: Sink, names: Sequence[Header]) -> None:
+    def patience_s(self, call: PassedCall) -> float:
+        """For how long nothing is said to a client that waits for this call."""
+        if not call.asked.stream:
+            return self._patience.silence_s
+        return 0.0 if call.held else self._patience.ping_s
+
+    def must_be_kept(self, call: PassedCall) -> bool:
+        """Whether the end of its answer waits until it is kept."""
+        return call.first and self._kept is not None
+
+    async def deliver(
+        self, client: Client, call: PassedCall, sink: Sink, names: Sequence[Header], patience_s: float
+    ) -> None:
         """The whole answer. Raises the ``ApiError`` that stands in its place, where nothing was sent yet."""
         stream = call.asked.stream
         settle = partial(self._settle, call, self._kept) if call.first and self._kept is not None else None
-        patience_s = (0.0 if call.held else self._patience.ping_s) if stream else self._patience.silence_s
         if await sink.begun(patience_s):
-            if sink.status:
+            if sink.head is not None:
                 later = partial(call.request.writer, call.name, int(time.time()))
                 await passed(client, sink, names, later, settle)
                 return
@@ -54,7 +64,7 @@ class PassDelivery:
             await client.write(writer.ping() if stream else _SPACE)
             while not await sink.begun(self._patience.ping_s):
                 await client.write(writer.ping() if stream else _SPACE)
-            if sink.status == 200:
+            if sink.head is not None and sink.head.status == 200:
                 await _pass(client, sink, (lambda: writer) if stream else None, settle)
             elif stream:
                 await client.write(writer.fail(await _error(sink)))
@@ -79,17 +89,19 @@ async def passed(
 ) -> None:
     """An answer that begins with the engine's own status and headers; short ones go in one piece. ``settle``
     is what has to be before it ends."""
-    headers = [*headers_back(sink.headers), *names]
-    stream = is_stream(sink.headers)
+    head = sink.head
+    assert head is not None, "the engine has answered"
+    stream = head.stream
+    headers = [*head.headers, *names]
     if not stream and await sink.gathered():
         if sink.error is not None:
             raise sink.error
         if settle is not None:
             await settle()
-        await client.whole(sink.status, headers, sink.take())
+        await client.whole(head.status, headers, sink.take())
         return
     try:
-        await client.begin(sink.status, headers, None if stream else _length(sink.headers))
+        await client.begin(head.status, headers, None if stream else head.length)
         await _pass(client, sink, writer if stream else None, settle)
     except ConnectionResetError:
         _log.info("a client went away in mid-answer")
@@ -123,13 +135,10 @@ async def _error(sink: Sink) -> ApiError:
     if sink.error is not None:
         return sink.error
     await sink.gathered()
-    text = sink.take().decode("utf-8", "replace")
-    kind = "invalid_request_error" if sink.status < 500 else "server_error"
-    return ApiError(sink.status, f"the engine answered {sink.status}: {text}", kind=kind)
-
-
-def _length(headers: Sequence[Header]) -> int | None:
-    return next((int(v) for n, v in headers if n.lower() == b"content-length" and v.isdigit()), None)
+    assert sink.head is not None, "the engine has answered"
+    status, text = sink.head.status, sink.take().decode("utf-8", "replace")
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return ApiError(status, f"the engine answered {status}: {text}", kind=kind)
 
 
 def _waiting_headers(*, stream: bool) -> list[Header]:

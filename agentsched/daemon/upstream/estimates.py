@@ -18,6 +18,9 @@ LEARN = 0.1
 
 REMEMBERED = 50_000
 
+REWRITTEN_TOKENS = 64
+"""So much of a prompt's end may be written anew in the next one, as what calls for the answer."""
+
 
 class Estimates:
     """Learns from calls that ended. Memory is bounded."""
@@ -27,6 +30,8 @@ class Estimates:
         self._of_program: Recent[str, float] = Recent(REMEMBERED)
         self._cached: Recent[str, int] = Recent(REMEMBERED)
         self._context: Recent[str, int] = Recent(REMEMBERED)
+        self._prompt: Recent[str, tuple[str, int]] = Recent(REMEMBERED)
+        """Of its last call: the server, and the prompt's tokens."""
 
     def prompt_tokens(self, program: str, body_bytes: int) -> int:
         """Tokens of a request's prompt."""
@@ -56,6 +61,16 @@ class Estimates:
         if cached is not None and program not in self._context:
             self._cached[kind] = cached
         self._context[program] = prompt + output
+
+    def recomputed_tokens(self, program: str, server: str, *, prompt: int, cached: int | None) -> int:
+        """Of a prompt that was computed, what the server had held once: the program's last prompt, which this
+        one goes on from, so far as it was not cached. To be asked once a call, at its end; 0 where the server
+        does not tell what was cached, and of what templates write anew."""
+        last_server, last = self._prompt.get(program) or ("", 0)
+        self._prompt[program] = (server, prompt)
+        if cached is None or server != last_server or prompt < last:
+            return 0
+        return max(0, last - REWRITTEN_TOKENS - cached)
 
     def text_tokens(self, text: str) -> int:
         """Tokens of an answer that nobody counted."""

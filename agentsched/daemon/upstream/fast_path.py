@@ -15,26 +15,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import cast
+from typing import Protocol, cast
 
 from agentsched.daemon.errors import ApiError
-from agentsched.daemon.upstream.client import Client, Incoming
-from agentsched.daemon.upstream.plain_requests import (
-    MOST_HEAD_BYTES,
-    PlainHead,
-    begins_plainly,
-    read_head,
-)
+from agentsched.daemon.upstream.client import Head
+from agentsched.daemon.upstream.plain_requests import MOST_HEAD_BYTES, Heads, begins_plainly
+from agentsched.daemon.upstream.waiting import PlainClient
 from agentsched.engines.upstream.wire import Header
 
 _log = logging.getLogger(__name__)
 
-Answer = Callable[[Incoming, Client, object], Awaitable[None]]
-"""Answers a request of the client; the last is the address that it comes from."""
-Failure = Callable[[Incoming, Exception], tuple[int, list[Header], bytes]]
+
+class Answering(Protocol):
+    """A request that is being answered."""
+
+    def cancel(self) -> None:
+        """The client is gone."""
+        ...
+
+
+Answer = Callable[[Head, bytes, PlainClient, object], Answering]
+"""Answers a request (head and body) of the client, which is told when that is over (``answered``); the last
+is the address that it comes from. Raises what stands in the place of an answer."""
+Failure = Callable[[Head, Exception], tuple[int, list[Header], bytes]]
 """Status, headers and body in place of an answer that raised this before anything was sent."""
 
 IDLE_S = 3630.0
@@ -72,17 +78,19 @@ class FastPath:
         self.full_server = full_server
         self.body_limit_bytes = body_limit_bytes
         self.too_slow = _TOO_SLOW % (len(too_slow), too_slow)
+        self.heads = Heads()
         self.connections: dict[Connection, None] = {}
         self.closing = False
+        self.loop = asyncio.get_running_loop()
+        self._gone = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._date, self._date_s = b"", 0.0
         self._watch: asyncio.TimerHandle | None = None
 
     async def listen(self, **where: object) -> None:
         """``where`` is as for ``loop.create_server``."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Connection(self), **where)  # type: ignore[call-overload]
-        self._watch = loop.call_later(WATCH_S, self._look)
+        self._server = await self.loop.create_server(lambda: Connection(self), **where)  # type: ignore[call-overload]
+        self._watch = self.loop.call_later(WATCH_S, self._look)
 
     async def close(self) -> None:
         """Take no more; what is being answered has a moment to end."""
@@ -91,40 +99,52 @@ class FastPath:
             self._server.close()
         if self._watch is not None:
             self._watch.cancel()
-        tasks = [task for connection in list(self.connections) if (task := connection.close_idle())]
-        if tasks:
-            await asyncio.wait(tasks, timeout=CLOSE_S)
+        for connection in list(self.connections):
+            connection.close_idle()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                while self.connections:
+                    self._gone.clear()
+                    await self._gone.wait()
         for connection in list(self.connections):
             connection.break_off()
 
-    def date(self) -> Header:
-        """Of now, made once a second."""
-        now_s = asyncio.get_running_loop().time()
+    def lost(self, connection: Connection) -> None:
+        """It is gone, or somebody else's."""
+        self.connections.pop(connection, None)
+        self._gone.set()
+
+    def date(self) -> bytes:
+        """The line of now, made once a second."""
+        now_s = self.loop.time()
         if now_s >= self._date_s + 1.0 or not self._date:
-            self._date, self._date_s = formatdate(usegmt=True).encode(), now_s
-        return (b"Date", self._date)
+            self._date, self._date_s = b"Date: %b\r\n" % formatdate(usegmt=True).encode(), now_s
+        return self._date
 
     def _look(self) -> None:
         """Once in a while: end what is idle, or too slow."""
-        loop = asyncio.get_running_loop()
-        now_s = loop.time()
+        now_s = self.loop.time()
         for connection in list(self.connections):
             connection.look(now_s)
-        self._watch = loop.call_later(WATCH_S, self._look)
+        self._watch = self.loop.call_later(WATCH_S, self._look)
 
 
 class Connection(asyncio.Protocol):
-    """One connection, and the ``Client`` of the request that it carries."""
+    """One connection, and the ``PlainClient`` of the request that it carries."""
 
     def __init__(self, path: FastPath) -> None:
         self._path = path
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
-        self._head: PlainHead | None = None
+        self._loop = path.loop
+        self._wire: asyncio.Transport
+        self._peer: object = None
+        self._head: Head | None = None
+        self._body_bytes = 0
         self._parts: list[bytes] = []
         """Of the head; once that is known, of the body; while one is answered, of what follows."""
         self._bytes = 0
-        self._task: asyncio.Task[None] | None = None
+        self._answering: Answering | None = None
+        self._busy = False
+        """Whether a request is being answered, or its answer still lies here."""
         self._due_s: float | None = None
         """When the client has to have sent what it is at, in the loop's time."""
         self._begun = self._chunked = self._reading_held = self._refused = False
@@ -133,31 +153,28 @@ class Connection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
+        self._wire = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
+        self._peer = transport.get_extra_info("peername")
         self._path.connections[self] = None
         self._due_s = self._loop.time() + IDLE_S
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
-            return
-        if not self._parts and self._task is None and self._head is None:
-            self._due_s = self._loop.time() + HEAD_S
-        self._parts.append(data)
-        self._bytes += len(data)
-        if self._task is not None:
-            if self._bytes > MOST_AHEAD_BYTES and not self._reading_held:
-                self._wire.pause_reading()
-                self._reading_held = True
-            return
-        if self._head is None:
-            self._read_head()
-        if self._head is not None and self._bytes >= self._head.body_bytes:
-            self._begin_answer(self._head)
+        if self._busy or self._refused:
+            self._set_aside(data)
+        elif self._head is None and not self._parts:
+            self._read_head(data, begins=True)  # and mostly a whole request
+        else:
+            self._parts.append(data)
+            self._bytes += len(data)
+            if self._head is None:
+                self._read_head(self._all(), begins=False)
+            elif self._bytes >= self._body_bytes:
+                self._begin_answer(self._head, self._all())
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._path.connections.pop(self, None)
-        if self._task is not None:
-            self._task.cancel()
+        self._path.lost(self)
+        if self._answering is not None:
+            self._answering.cancel()
         if self._writing_held is not None and not self._writing_held.done():
             self._writing_held.set_exception(ConnectionResetError("the client went away"))
             self._writing_held.exception()  # perhaps nobody waits for it
@@ -169,29 +186,43 @@ class Connection(asyncio.Protocol):
         held, self._writing_held = self._writing_held, None
         if held is not None and not held.done():
             held.set_result(None)
+        self._go_on()
 
     # Reading
 
-    def _read_head(self) -> None:
-        data = self._all()
+    def _set_aside(self, data: bytes) -> None:
+        """What comes while a request is being answered is for later."""
+        if self._refused:
+            return
+        self._parts.append(data)
+        self._bytes += len(data)
+        if self._bytes > MOST_AHEAD_BYTES and not self._reading_held:
+            self._wire.pause_reading()
+            self._reading_held = True
+
+    def _read_head(self, data: bytes, *, begins: bool) -> None:
         end = data.find(b"\r\n\r\n", 0, MOST_HEAD_BYTES) + 4
         if end < 4:
             # An empty line of another kind is no end of a plain head, but may be one of another.
             if len(data) >= MOST_HEAD_BYTES or not begins_plainly(data) or b"\n\n" in data:
                 self._hand_over(data)
-            else:
-                self._keep(data)
+                return
+            self._keep(data)
+            if begins:
+                self._due_s = self._loop.time() + HEAD_S
             return
-        self._head = read_head(data[:end])
-        if self._head is None:
+        read = self._path.heads.read(data[:end])
+        if read is None:
             self._hand_over(data)
             return
-        if self._head.body_bytes > self._path.body_limit_bytes:
-            self._refuse(self._head)
-            return
-        self._keep(data[end:])
-        body_s = BODY_S + self._head.body_bytes / LEAST_BODY_BYTES_PER_S
-        self._due_s = self._loop.time() + body_s
+        self._head, self._body_bytes = head, body_bytes = read
+        if body_bytes > self._path.body_limit_bytes:
+            self._refuse(head)
+        elif len(data) - end >= body_bytes:
+            self._begin_answer(head, data[end:])
+        else:
+            self._keep(data[end:])
+            self._due_s = self._loop.time() + BODY_S + body_bytes / LEAST_BODY_BYTES_PER_S
 
     def _all(self) -> bytes:
         data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
@@ -206,56 +237,53 @@ class Connection(asyncio.Protocol):
 
     def _hand_over(self, data: bytes) -> None:
         """The connection is the full server's from here on."""
-        self._path.connections.pop(self, None)
+        self._path.lost(self)
         full = self._path.full_server()
         self._wire.set_protocol(full)
         full.connection_made(self._wire)
         full.data_received(data)
 
-    def _refuse(self, head: PlainHead) -> None:
+    def _refuse(self, head: Head) -> None:
         """Its body is too large: say so, and read no more than the client needs to hear that."""
         self._refused, self._due_s = True, self._loop.time() + HEAD_S
         most = self._path.body_limit_bytes
         error = ApiError(
             413,
-            f"the body is too large: {head.body_bytes:,} bytes, and {most:,} are read at most",
+            f"the body is too large: {self._body_bytes:,} bytes, and {most:,} are read at most",
             code="request_too_large",
         )
-        status, headers, body = self._path.failure(_incoming(head, b""), error)
+        status, headers, body = self._path.failure(head, error)
         length = (b"Content-Length", b"%d" % len(body))
         self._wire.write(self._lines(status, headers, length, (b"Connection", b"close")) + body)
         if self._wire.can_write_eof():
             self._wire.write_eof()
 
-    def _begin_answer(self, head: PlainHead) -> None:
-        data, length = self._all(), head.body_bytes
-        body, ahead = (data, b"") if len(data) == length else (data[:length], data[length:])
-        self._head, self._due_s, self._begun = None, None, False
-        self._keep(ahead)
-        self._task = self._loop.create_task(self._answer(_incoming(head, body)))
-
-    async def _answer(self, incoming: Incoming) -> None:
-        wire = self._wire
+    def _begin_answer(self, head: Head, data: bytes) -> None:
+        """``data`` is its body, and perhaps what follows that."""
+        length = self._body_bytes
+        if len(data) > length:
+            self._keep(data[length:])
+            data = data[:length]
+        self._due_s, self._begun, self._busy = None, False, True
         try:
-            await self._path.answer(incoming, self, wire.get_extra_info("peername"))
-        except ConnectionResetError:
-            _log.info("%s: a client went away", incoming.path)
+            self._answering = self._path.answer(head, data, self, self._peer)
         except Exception as error:
-            await self._fail(incoming, error)
-        self._task = None
-        if not wire.is_closing():
-            self._go_on()
+            self.answered(error)
 
-    async def _fail(self, incoming: Incoming, error: Exception) -> None:
-        told = self._path.failure(incoming, error)
-        if self._begun:
+    def _fail(self, head: Head, error: Exception) -> None:
+        if isinstance(error, ConnectionResetError):
+            _log.info("%s: a client went away", head.path)
+        elif self._begun:
+            self._path.failure(head, error)  # which tells the log, if it is a fault of ours
             self.break_off()
         else:
-            with contextlib.suppress(ConnectionResetError):
-                await self.whole(*told)
+            self.write_whole(*self._path.failure(head, error))
 
     def _go_on(self) -> None:
-        """To the next request, which may be here already."""
+        """To the next request, which may be here already, unless this one is not over."""
+        if not self._busy or self._answering or self._writing_held or self._wire.is_closing():
+            return
+        self._busy = False
         if self._path.closing:
             self._wire.close()
             return
@@ -274,13 +302,33 @@ class Connection(asyncio.Protocol):
             self._wire.write(self._path.too_slow)
         self._wire.close()
 
-    def close_idle(self) -> asyncio.Task[None] | None:
-        """Close it, unless a request is being answered: that one's task."""
-        if self._task is None:
+    def close_idle(self) -> None:
+        """Close it, unless a request is being answered: that one is its last."""
+        if not self._busy:
             self._wire.close()
-        return self._task
 
-    # Client
+    # PlainClient
+
+    def answered(self, error: Exception | None) -> None:
+        head, self._head, self._answering = self._head, None, None
+        if self._wire.is_closing():
+            return
+        if error is not None and head is not None:
+            self._fail(head, error)
+        if self._bytes:
+            self._loop.call_soon(self._go_on)
+        else:
+            self._go_on()  # or once the client has read what lies here
+
+    def write_whole(self, status: int, headers: Sequence[Header], body: bytes) -> None:
+        if self._wire.is_closing():
+            return
+        self._begun = True
+        if status in _NO_BODY:
+            self._wire.write(self._lines(status, headers))
+        else:
+            length = (b"Content-Length", b"%d" % len(body))
+            self._wire.write(self._lines(status, headers, length) + body)
 
     async def begin(self, status: int, headers: Sequence[Header], length: int | None = None) -> None:
         self._begun, self._chunked = True, length is None
@@ -295,42 +343,27 @@ class Connection(asyncio.Protocol):
             await self._send(b"0\r\n\r\n")
 
     async def whole(self, status: int, headers: Sequence[Header], body: bytes) -> None:
-        self._begun = True
-        if status in _NO_BODY:
-            await self._send(self._lines(status, headers))
-        else:
-            length = (b"Content-Length", b"%d" % len(body))
-            await self._send(self._lines(status, headers, length) + body)
+        self.write_whole(status, headers, body)
+        await self._send()
 
     def break_off(self) -> None:
         self._wire.abort()
 
-    @property
-    def _wire(self) -> asyncio.Transport:
-        assert self._transport is not None, "it is connected"
-        return self._transport
-
     def _lines(self, status: int, headers: Sequence[Header], *more: Header) -> bytes:
-        line = _LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
-        if not any(len(name) == 4 and name.lower() == b"date" for name, _ in headers):
-            more = (*more, self._path.date())
-        lines = [b"%b: %b\r\n" % header for header in (*headers, *more)]
-        return b"".join((line, *lines, b"\r\n"))
+        lines = [_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        dated = False
+        for name, value in (*headers, *more):
+            lines.append(b"%b: %b\r\n" % (name, value))
+            dated = dated or (len(name) == 4 and name.lower() == b"date")
+        if not dated:
+            lines.append(self._path.date())
+        lines.append(b"\r\n")
+        return b"".join(lines)
 
-    async def _send(self, data: bytes) -> None:
+    async def _send(self, data: bytes = b"") -> None:
         if self._wire.is_closing():
             raise ConnectionResetError("the client went away")
-        self._wire.write(data)
+        if data:
+            self._wire.write(data)
         if self._writing_held is not None:
             await self._writing_held
-
-
-def _incoming(head: PlainHead, body: bytes) -> Incoming:
-    return Incoming(
-        path=head.path,
-        query=head.query,
-        program=head.program,
-        headers=head.headers,
-        named=head.named,
-        body=body,
-    )

@@ -3,9 +3,7 @@ passed on."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Iterable
 from functools import partial
 from typing import cast
 
@@ -32,13 +30,15 @@ from agentsched.daemon.identity import Ask
 from agentsched.daemon.operations import read_body
 from agentsched.daemon.signals import PROGRAM_HEADER, Origin
 from agentsched.daemon.tenancy import Tenancy
-from agentsched.daemon.upstream.bodies import headers_on
+from agentsched.daemon.upstream.bodies import PassedHeaders, headers_on
 from agentsched.daemon.upstream.calls import PassedCalls
-from agentsched.daemon.upstream.client import AiohttpClient, Client, Incoming
+from agentsched.daemon.upstream.client import AiohttpClient, Head
 from agentsched.daemon.upstream.delivery import PassDelivery, passed
-from agentsched.daemon.upstream.passage import Relay
-from agentsched.daemon.upstream.reading import CHAT, COMPLETIONS, MESSAGES, PATHS, Asked, read
+from agentsched.daemon.upstream.passage import PassedCall, Relay, Sink
+from agentsched.daemon.upstream.reading import Asked, lasting_digest, read
+from agentsched.daemon.upstream.waiting import PlainClient, Waiting, WaitingRooms
 from agentsched.engines.upstream.engine import UpstreamEngine
+from agentsched.engines.upstream.paths import CHAT, COMPLETIONS, MESSAGES, PATHS
 from agentsched.engines.upstream.pool import Outgoing
 from agentsched.engines.upstream.wire import Header, UpstreamFault
 
@@ -50,10 +50,14 @@ class PassGateway(Gateway):
         """How to pass calls on: ``api_key`` is the upstream's, in place of what clients send. Keys that are
         for us are not passed on in any case."""
         self._pass_delivery = delivery
+        self._rooms = WaitingRooms(delivery, self._over)
         self._api_key = api_key
 
-    def _passed_headers(self, headers: Iterable[Header]) -> list[Header]:
-        return headers_on(headers, self._api_key, ours=self._access.locked)
+    def _passed_headers(self, head: Head) -> PassedHeaders:
+        ours = self._access.locked
+        if head.passed_on is None or head.passed_on[0] != ours:
+            head.passed_on = (ours, headers_on(head.headers, self._api_key, ours=ours))
+        return head.passed_on[1]
 
     def _agents_routes(self, base: str) -> list[web.RouteDef]:
         return [
@@ -65,43 +69,55 @@ class PassGateway(Gateway):
 
     async def _serve_call(self, path: str, http: web.Request) -> web.StreamResponse:
         """A call of an agent, by a connection that is aiohttp's."""
-        incoming = Incoming(
-            path=path,
-            query=http.rel_url.raw_query_string,
-            program=http.match_info.get("program"),
-            headers=http.raw_headers,
-            named={name.lower(): value for name, value in http.headers.items()},
-            body=await read_body(http),
+        head = Head(
+            path,
+            http.rel_url.raw_query_string,
+            http.match_info.get("program"),
+            http.raw_headers,
+            {name.lower(): value for name, value in http.headers.items()},
         )
         client = AiohttpClient(http)
-        await self._pass_call(incoming, client, http[TENANCY])
+        call, sink = self._pass_call(head, await read_body(http), http[TENANCY])
+        error: BaseException | None = None
+        try:
+            patience_s = self._pass_delivery.patience_s(call)
+            await self._pass_delivery.deliver(client, call, sink, _names(call), patience_s)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self._over(call, sink, error)
         return client.response
 
-    async def answer(self, incoming: Incoming, client: Client, peer: object) -> None:
-        """A call of an agent, by a connection of the fast path. Raises what is to be told by ``failure``,
-        as long as nothing has been sent."""
-        await self._pass_call(incoming, client, self._access.tenancy(incoming.named, peer))
+    def answer(self, head: Head, body: bytes, client: PlainClient, peer: object) -> Waiting:
+        """A call of an agent, by a connection of the fast path. Raises what is to be told by ``failure``."""
+        call, sink = self._pass_call(head, body, self._access.tenancy(head.named, peer))
+        return self._rooms.wait(client, call, sink, _names(call))
 
-    def failure(self, incoming: Incoming, error: Exception) -> tuple[int, list[Header], bytes]:
+    def failure(self, head: Head, error: Exception) -> tuple[int, list[Header], bytes]:
         """Status, headers and body of an answer that is an error."""
-        failed = as_failure(error, f"POST {incoming.path}")
+        failed = as_failure(error, f"POST {head.path}")
         told = {"Content-Type": "application/json; charset=utf-8"} | failed.headers()
         headers = [(name.encode(), value.encode()) for name, value in told.items()]
-        return failed.status, headers, failure_body(failed, incoming.path, incoming.named)
+        return failed.status, headers, failure_body(failed, head.path, head.named)
 
-    async def _pass_call(self, incoming: Incoming, client: Client, tenancy: Tenancy) -> None:
-        """Identified, scheduled, and then passed on."""
+    def _pass_call(self, head: Head, data: bytes, tenancy: Tenancy) -> tuple[PassedCall, Sink]:
+        """Identified, and on its way to a server; and where its answer comes, until ``_over``."""
         tenancy.charge(time.monotonic())
-        path, headers, data = incoming.path, incoming.named, incoming.body
-        asked = read(path, data, care="claude-code-header" not in self._care.off)
+        path, headers = head.path, head.named
+        asked, transcript = read(path, data, care="claude-code-header" not in self._care.off)
         if (stated := headers.get(PROGRAM_HEADER)) is not None:
             check_program(stated, PROGRAM_HEADER)
+        origin = head.origin
+        if asked.signals:
+            origin = Origin(headers=headers, body=asked.signals, path=head.program)
         ask = Ask(
             chat=asked.chat,
             digest=asked.digest,
-            origin=Origin(headers=headers, body=asked.signals, path=incoming.program),
+            origin=origin,
             retry=headers.get(RETRY_HEADER, "0") != "0",
-            transcript=asked.transcript,
+            transcript=transcript,
+            lasting=partial(lasting_digest, path, data),
         )
         writer = partial(_writer, asked)
         calls = cast("PassedCalls", self._calls)
@@ -110,25 +126,25 @@ class PassGateway(Gateway):
             ask,
             asked,
             Request(chat=asked.chat, raw=asked.signals, writer=writer, stream=asked.stream),
-            path=_asked_for(path, incoming.query),
-            headers=self._passed_headers(incoming.headers),
+            path=_asked_for(path, head.query),
+            headers=self._passed_headers(head),
             body=asked.edits.applied(data),
             deadline_s=stated_deadline_s(headers.get(DEADLINE_HEADER)),
         )
-        sink = call.attach()
-        try:
-            if call.clients > 1:
-                tenancy.refund()
-                self._metrics.retry_attached()
-            else:
-                self._metrics.identified(call.claim.known_by)
-            names = [(name.encode(), value.encode()) for name, value in call_names(call).items()]
-            await self._pass_delivery.deliver(client, call, sink, names)
-            # Its books are done within this step of the loop, whether the client stays for that or not.
-            asyncio.get_running_loop().call_soon(self._charge, call, tenancy.tenant.name)
-        finally:
-            call.detach(sink)
-            calls.leave(call)
+        if call.clients > 1:
+            tenancy.refund()
+            self._metrics.retry_attached()
+        else:
+            self._metrics.identified(call.claim.known_by)
+        return call, call.attach()
+
+    def _over(self, call: PassedCall, sink: Sink, error: BaseException | None) -> None:
+        """A client has its answer, or it is told of an error, or gone."""
+        if error is None:
+            # Its books are done before that, in the next step of the loop.
+            self._rooms.loop.call_soon(self._charge, call, call.tenancy.name)
+        call.detach(sink)
+        self._calls.leave(call)
 
     async def _pass_by(self, http: web.Request) -> web.StreamResponse:
         """What is no call of an agent: to the first engine, unscheduled."""
@@ -147,7 +163,7 @@ class PassGateway(Gateway):
         outgoing = Outgoing(
             method=http.method,
             path=_asked_for(path, http.rel_url.raw_query_string),
-            headers=self._passed_headers(http.raw_headers),
+            lines=headers_on(http.raw_headers, self._api_key, ours=self._access.locked).lines,
             body=data,
         )
         relay = Relay()
@@ -164,6 +180,10 @@ class PassGateway(Gateway):
             return client.response
         finally:
             server.release(relay.connection)
+
+
+def _names(call: PassedCall) -> list[Header]:
+    return [(name.encode(), value.encode()) for name, value in call_names(call).items()]
 
 
 def _asked_for(path: str, query: str) -> str:

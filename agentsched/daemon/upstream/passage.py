@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from agentsched.daemon.errors import ApiError
 from agentsched.daemon.livecall import LiveCall
-from agentsched.daemon.upstream.bodies import is_stream
+from agentsched.daemon.upstream.bodies import AnswerHead, PassedHeaders
 from agentsched.daemon.upstream.reading import Asked
 from agentsched.daemon.upstream.watching import Watch
+from agentsched.engines.upstream.dialect import Added
+from agentsched.engines.upstream.engine import UpstreamEngine
 from agentsched.engines.upstream.wire import Connection, Header, UpstreamFault
 
 HIGH_BYTES = 256 * 1024
@@ -23,12 +26,29 @@ LOW_BYTES = 64 * 1024
 
 
 class Sink:
-    """Where a client's bytes wait for it. ``status`` is 0 until the engine has answered; ``ended``: there
-    are no more; ``error``: nor will there be."""
+    """Where a client's bytes wait for it. ``head`` is None until the engine has answered; ``ended``: there
+    are no more; ``error``: nor will there be.
+
+    Who has no task that waits is the ``listener``: it is told once the answer is there as a whole, or will
+    not be for the time being: a stream has begun, much has come, it has failed.
+    """
+
+    __slots__ = (
+        "_bytes",
+        "_chunks",
+        "_holds_back",
+        "_pause",
+        "_waiter",
+        "clean",
+        "ended",
+        "error",
+        "head",
+        "listener",
+    )
 
     def __init__(self) -> None:
-        self.status = 0
-        self.headers: Sequence[Header] = ()
+        self.head: AnswerHead | None = None
+        self.listener: Callable[[], None] | None = None
         self.ended = False
         self.error: ApiError | None = None
         self.clean = True
@@ -43,10 +63,11 @@ class Sink:
     def over(self) -> bool:
         return self.ended or self.error is not None
 
-    def begin(self, status: int, headers: Sequence[Header], pause: Callable[[Sink, bool], None]) -> None:
+    def begin(self, head: AnswerHead, pause: Callable[[Sink, bool], None]) -> None:
         """The engine answers. ``pause`` holds it back, or lets it go on."""
-        self.status, self.headers, self._pause = status, headers, pause
-        self._wake()
+        self.head, self._pause = head, pause
+        if head.stream or self.listener is None:
+            self._wake()
 
     def put(self, data: bytes) -> None:
         self._chunks.append(data)
@@ -54,7 +75,8 @@ class Sink:
         if self._bytes > HIGH_BYTES and not self._holds_back and self._pause is not None:
             self._holds_back = True
             self._pause(self, True)
-        self._wake()
+        if self._bytes > LOW_BYTES or self.listener is None:
+            self._wake()
 
     def end(self, error: ApiError | None = None, *, clean: bool = True) -> None:
         if not self.over:
@@ -63,7 +85,7 @@ class Sink:
 
     async def begun(self, timeout_s: float | None) -> bool:
         """Wait until the engine has answered, or never will; False if the time ran out."""
-        if self.status or self.over:
+        if self.head is not None or self.over:
             return True
         alarm = None
         if timeout_s is not None:
@@ -73,7 +95,7 @@ class Sink:
         finally:
             if alarm is not None:
                 alarm.cancel()
-        return bool(self.status) or self.over
+        return self.head is not None or self.over
 
     async def more(self) -> None:
         """Wait until there are bytes, or there will be none."""
@@ -108,25 +130,44 @@ class Sink:
             self._waiter = None
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
+        if self.listener is not None:
+            self.listener()
+        elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+class UnderWay(NamedTuple):
+    """A sending that is not over: by which server and connection, since when (in the loop's time), how many
+    tokens its prompt was taken for, and what it got on its way."""
+
+    server: UpstreamEngine
+    connection: Connection
+    since_s: float
+    tokens: int
+    added: Added
 
 
 @dataclass(eq=False, kw_only=True)
 class PassedCall(LiveCall):
-    """A call whose answer is passed on as it is. ``outgoing`` has the body that is sent; ``asked_tokens``
-    is the estimate of its prompt; ``kind`` is what first calls alike have in common."""
+    """A call whose answer is passed on as it is. ``path``, ``headers`` and ``body`` are what is sent, until
+    there is an answer; ``asked_tokens`` is the estimate of its prompt; ``kind`` is what first calls alike
+    have in common."""
 
     asked: Asked
     asked_tokens: int
     kind: str
     body: bytes
+    body_bytes: int
     path: str
-    headers: list[Header]
-    sinks: list[Sink] = field(default_factory=list)
-    passage: Passage | None = None
-    answered: bool = False
-    complete: bool = False
+    headers: PassedHeaders
+    sinks: list[Sink] = field(default_factory=list, init=False)
+    passage: Passage | None = field(default=None, init=False)
+    """The last one."""
+    under_way: UnderWay | None = field(default=None, init=False)
+    first_s: float | None = field(default=None, init=False)
+    """When the first token of its stream came, in the loop's time."""
+    answered: bool = field(default=False, init=False)
+    complete: bool = field(default=False, init=False)
     """The whole answer has come, or it never will: its books are all that is left to do."""
 
     @property
@@ -140,65 +181,78 @@ class PassedCall(LiveCall):
         return sink
 
     def detach(self, sink: Sink) -> None:
+        sink.listener = None
         self.sinks.remove(sink)
         sink.let_go()
 
     def notify(self) -> None:
         super().notify()
         if self.error is not None:  # those whose answer is over keep it
-            clean = self.passage is None or self.passage.watch.between_events
-            for sink in self.sinks:
+            watch = None if self.passage is None else self.passage.watch
+            clean = watch is None or watch.between_events
+            for sink in tuple(self.sinks):
                 sink.end(self.error, clean=clean)
 
 
 class Passage:
-    """An ``Exchange``: one sending of a call. ``over`` is done with the answer's end, or its fault."""
+    """An ``Exchange``: one sending of a call. ``first_token`` is called if a stream has one, and ``over``
+    with the answer's end, or its fault: both within the next step of the loop, for bytes leave first."""
 
-    def __init__(self, call: PassedCall, first_token: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        call: PassedCall,
+        first_token: Callable[[PassedCall], None],
+        over: Callable[[PassedCall, UpstreamFault | None], None],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         self.status = 0
-        self.watch = Watch(call.path, events=False)
-        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.watch: Watch | None = None
+        """Of its answer, once that begins."""
         self.connection: Connection | None = None
+        self._loop = loop
         self._call = call
-        self._first_token = first_token
+        self._first_token, self._over = first_token, over
         self._held_by: list[Sink] = []
 
     def answered(self, status: int, headers: Sequence[Header]) -> None:
         call = self._call
         self.status, call.answered = status, True
-        self.watch = Watch(call.asked.path, events=is_stream(headers), hide_usage=call.asked.edits.usage)
+        call.body = b""  # it is not sent again; of many streams at once the requests would fill the memory
+        head = AnswerHead.of(status, headers)
+        self.watch = Watch(call.asked.path, events=head.stream, hide_usage=call.asked.edits.usage)
         for sink in call.sinks:
-            sink.begin(status, headers, self._pause)
+            sink.begin(head, self._pause)
 
     def data(self, data: bytes) -> None:
-        seen = self.watch.seen
+        watch = self.watch
+        assert watch is not None, "an answer begins with its head"
+        seen = watch.seen
         began = seen.began
-        data = self.watch.feed(data)
+        data = watch.feed(data)
         if data:
             for sink in self._call.sinks:
                 sink.put(data)
         if seen.began and not began and self.status < 400:
-            # After the sinks' own wakeups: the token leaves first.
-            asyncio.get_running_loop().call_soon(self._first_token)
+            self._loop.call_soon(self._first_token, self._call)
 
     def ended(self) -> None:
-        rest = self.watch.rest()
-        self._call.complete = True
-        for sink in self._call.sinks:
+        call, watch = self._call, self.watch
+        assert watch is not None, "an answer begins with its head"
+        rest = watch.rest()
+        call.complete = True
+        self._loop.call_soon(self._over, call, None)
+        for sink in tuple(call.sinks):  # who gets all that it waited for goes
             if rest:
                 sink.put(rest)
             sink.end()
-        if not self.over.done():
-            self.over.set_result(None)
 
     def failed(self, fault: UpstreamFault) -> None:
-        if not self.over.done():
-            self.over.set_exception(fault)
+        self._loop.call_soon(self._over, self._call, fault)
 
     def close(self) -> None:
         """Nothing comes any more. A call knows its passage: without this each would keep the other, and the
         request with its body, in memory until cycles are looked for."""
-        del self._call, self._first_token
+        del self._call, self._first_token, self._over
 
     def _pause(self, sink: Sink, hold: bool) -> None:
         """The slowest client sets the pace; so one that stands still is told from a dead one by TCP alone."""
@@ -218,7 +272,7 @@ class Relay:
         self.connection: Connection | None = None
 
     def answered(self, status: int, headers: Sequence[Header]) -> None:
-        self.sink.begin(status, headers, self._pause)
+        self.sink.begin(AnswerHead.of(status, headers), self._pause)
 
     def data(self, data: bytes) -> None:
         self.sink.put(data)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from operator import attrgetter, itemgetter
 from typing import Any, TypeGuard, TypeVar
 
 import msgspec
@@ -17,21 +17,15 @@ import msgspec
 from agentsched.daemon.apis.reading import check_program
 from agentsched.daemon.errors import ApiError, bad_field, invalid_json
 from agentsched.daemon.talks import Message, Transcript
-from agentsched.daemon.upstream.bodies import Edits, is_accounting
+from agentsched.daemon.upstream.bodies import NO_EDITS, Edits, is_accounting
 from agentsched.engines.frontend import ChatRequest
-
-CHAT, COMPLETIONS, RESPONSES, MESSAGES = (
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/responses",
-    "/v1/messages",
-)
-PATHS = (CHAT, COMPLETIONS, RESPONSES, MESSAGES)
+from agentsched.engines.upstream.paths import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 
 UNSTATED_OUTPUT_TOKENS = 1024
 """Taken to be meant where a request has no limit."""
 
 _THOUGHTS = ("thinking", "redacted_thinking", "reasoning")
+_OBJECT, _first = frozenset(b"{"), itemgetter(0)
 T = TypeVar("T")
 
 
@@ -58,6 +52,8 @@ class Body(msgspec.Struct):
     nvext: Any = None
     session_id: Any = None
     session_params: Any = None
+    priority: Any = None
+    cache_salt: Any = None
 
 
 class _Other(Body):
@@ -70,26 +66,27 @@ _decode = msgspec.json.Decoder(Body).decode
 _decode_others = msgspec.json.Decoder(_Other).decode
 _list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _text = msgspec.json.Decoder(str).decode
+_told = attrgetter("program_id", "metadata", "nvext", "session_id", "session_params")
 _SIGNALS = ("program_id", "metadata", "nvext", "session_id", "session_params")
+_ADDED = ("session_id", "priority", "cache_salt")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """A request as the daemon sees it. ``chat`` has no messages: those are in ``transcript``. ``signals`` are
-    the fields that may say whose it is; ``digest`` is equal for a retry; ``edits`` is what has to be changed
-    in the body."""
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """A request as the daemon sees it. ``chat`` has no messages: those are in the transcript. ``signals`` are
+    the fields that may say whose it is; ``digest`` is equal for a retry to this process; ``edits`` is what
+    has to be changed in the body; ``stated`` are those fields of its own in whose place others may be put."""
 
     path: str
     chat: ChatRequest
-    transcript: Transcript
     signals: dict[str, Any]
     digest: bytes
     stream: bool
     max_output_tokens: int
     edits: Edits
+    stated: dict[str, Any]
 
 
-def read(path: str, data: bytes, *, care: bool) -> Asked:
+def read(path: str, data: bytes, *, care: bool) -> tuple[Asked, Transcript]:
     """``care``: drop what prefix care drops. Raises ``ApiError`` (400) for what is no JSON object."""
     body = _body(path, data)
     system = body.system
@@ -97,27 +94,35 @@ def read(path: str, data: bytes, *, care: bool) -> Asked:
     if accounting:
         system = system[1:]
     stream = body.stream is True
-    signals = {name: value for name in _SIGNALS if (value := getattr(body, name)) is not None}
+    signals = {name: value for name, value in zip(_SIGNALS, _told(body), strict=True) if value is not None}
     if isinstance(body.program_id, str):
         check_program(body.program_id, "program_id")
-    options = body.stream_options if isinstance(body.stream_options, dict) else {}
-    silent = stream and path in (CHAT, COMPLETIONS) and not options.get("include_usage")
-    return Asked(
+    asked = Asked(
         path=path,
         chat=ChatRequest(
             model=str(body.model), messages=[], tools=body.tools if _are(body.tools, dict) else []
         ),
-        transcript=_transcript(path, body, system),
         signals=signals,
-        digest=_digest(path, data),
+        # Python's hash of bytes is keyed, and four times as fast as one for all times (``talks.py``).
+        digest=hash((path, data)).to_bytes(8, "big", signed=True),
         stream=stream,
         max_output_tokens=_limit(body),
-        edits=Edits(
-            program_id=body.program_id is not None,
-            accounting=accounting,
-            usage=silent,
-            options=options if silent and body.stream_options is not msgspec.UNSET else None,
-        ),
+        edits=_edits(path, body, stream=stream, accounting=accounting),
+        stated={name: value for name in _ADDED if (value := getattr(body, name)) is not None},
+    )
+    return asked, _transcript(path, body, system)
+
+
+def _edits(path: str, body: Body, *, stream: bool, accounting: bool) -> Edits:
+    if not (stream or accounting or body.program_id is not None):
+        return NO_EDITS
+    options = body.stream_options if isinstance(body.stream_options, dict) else {}
+    silent = stream and path in (CHAT, COMPLETIONS) and not options.get("include_usage")
+    return Edits(
+        program_id=body.program_id is not None,
+        accounting=accounting,
+        usage=silent,
+        options=options if silent and body.stream_options is not msgspec.UNSET else None,
     )
 
 
@@ -144,7 +149,8 @@ def _limit(body: Body) -> int:
     return UNSTATED_OUTPUT_TOKENS
 
 
-def _digest(path: str, data: bytes) -> bytes:
+def lasting_digest(path: str, data: bytes) -> bytes:
+    """Equal for a retry, also to the next daemon."""
     found = hashlib.sha256(path.encode() + b"\n")
     found.update(data)
     return found.digest()[:16]
@@ -177,7 +183,7 @@ def _transcript(path: str, body: Body, system: Any) -> Transcript:
 def _objects(field: str, items: list[msgspec.Raw] | None) -> list[bytes]:
     """Items of a list, none of which is read yet. Raises ``ApiError`` (400)."""
     pieces = list(map(bytes, items or ()))
-    if items is None or not all(piece.startswith(b"{") for piece in pieces):
+    if items is None or not _OBJECT.issuperset(map(_first, pieces)):
         raise bad_field(field, "must be a list of objects")
     return pieces
 

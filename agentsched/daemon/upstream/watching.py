@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from agentsched.daemon.upstream.reading import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from agentsched.engines.upstream.paths import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 
 _log = logging.getLogger(__name__)
 
@@ -46,10 +45,12 @@ class _Usage(msgspec.Struct):
 
 class _Function(msgspec.Struct):
     name: str | None = None
+    arguments: str | None = None
 
 
 class _Tool(msgspec.Struct):
     id: str | None = None
+    index: int | None = None
     function: _Function | None = None
 
 
@@ -77,6 +78,9 @@ class _Block(msgspec.Struct):
     call_id: str | None = None
     name: str | None = None
     text: str | None = None
+    arguments: str | None = None
+    partial_json: str | None = None
+    input: msgspec.Raw = msgspec.Raw()
     content: list[_Block] | None = None
 
 
@@ -89,6 +93,7 @@ class _Answer(msgspec.Struct):
     """A whole answer or an event of one, of any of the four APIs."""
 
     type: str | None = None
+    index: int | None = None
     choices: list[_Choice] = []
     usage: _Usage | None = None
     message: _Whole | None = None
@@ -103,14 +108,14 @@ class _Answer(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Answer).decode
 
 
-@dataclass(slots=True)
-class Seen:
-    """What was seen of an answer. ``tools``: id and name of each tool call. Tokens are None where it did not
-    say."""
+class Seen(msgspec.Struct):
+    """What was seen of an answer. ``tools``: id and name of each tool call; ``arguments``: of each, in
+    pieces, as JSON. Tokens are None where it did not say."""
 
     began: bool = False
-    texts: list[str] = field(default_factory=list)
-    tools: dict[str, str] = field(default_factory=dict)
+    texts: list[str] = []
+    tools: dict[str, str] = {}
+    arguments: dict[str, list[str]] = {}
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     output_tokens: int | None = None
@@ -127,9 +132,12 @@ class Seen:
         output = usage.completion_tokens if usage.completion_tokens is not None else usage.output_tokens
         if prompt is not None and path == MESSAGES:
             prompt += (cached or 0) + (usage.cache_creation_input_tokens or 0)
-        for name, value in (("prompt", prompt), ("cached", cached), ("output", output)):
-            if value is not None and value >= 0:
-                setattr(self, f"{name}_tokens", value)
+        if prompt is not None and prompt >= 0:
+            self.prompt_tokens = prompt
+        if cached is not None and cached >= 0:
+            self.cached_tokens = cached
+        if output is not None and output >= 0:
+            self.output_tokens = output
 
 
 class Watch:
@@ -144,6 +152,8 @@ class Watch:
         self._kept_bytes = 0
         self._tail = b""  # the beginning of an event whose end has not come
         self._last = b""  # of what was passed on
+        self._places: dict[int | None, str] = {}
+        """Tool calls by their place in the answer: later pieces of their arguments name only that."""
 
     @property
     def between_events(self) -> bool:
@@ -218,9 +228,9 @@ class Watch:
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             _log.debug("%s: an answer's words are not understood, and pass unseen: %s", self._path, error)
             return
-        for usage in (answer.usage, *(w.usage for w in (answer.message, answer.response) if w)):
-            if usage is not None:
-                self.seen.use(usage, self._path)
+        for told in (answer, answer.message, answer.response):
+            if told is not None and told.usage is not None:
+                self.seen.use(told.usage, self._path)
         if self._path in (CHAT, COMPLETIONS):
             for choice in answer.choices:
                 self._choice(choice)
@@ -242,6 +252,9 @@ class Watch:
         for tool in said.tool_calls or ():
             if tool.id and tool.function is not None:
                 seen.tools[tool.id] = tool.function.name or ""
+                self._places[tool.index] = tool.id
+            if tool.function is not None:
+                self._arguments(tool.id or self._places.get(tool.index), tool.function.arguments)
 
     def _blocks(self, answer: _Answer) -> None:
         seen = self.seen
@@ -250,19 +263,28 @@ class Watch:
             seen.began = True
             if isinstance(delta, _Block):
                 seen.texts.append(delta.text or "")
+                self._arguments(self._places.get(answer.index), delta.partial_json)
             elif answer.type == "response.output_text.delta":
                 seen.texts.append(delta)
         begun = answer.item if answer.type == "response.output_item.done" else answer.content_block
         if begun is not None:
-            self._tool(begun)
+            self._tool(begun, answer.index)
         if answer.type in ("message", None):  # a whole answer
             for block in [*(answer.content or ()), *(answer.output or ())]:
-                self._tool(block)
+                self._tool(block, None, whole=True)
                 seen.texts += [part.text or "" for part in (block, *(block.content or ())) if part.text]
 
-    def _tool(self, block: _Block) -> None:
+    def _tool(self, block: _Block, place: int | None, *, whole: bool = False) -> None:
         if block.type in ("tool_use", "function_call"):
             self.seen.began = True
             identifier = block.call_id if self._path == RESPONSES else block.id
             if identifier:
                 self.seen.tools[identifier] = block.name or ""
+                self._places[place] = identifier
+                # what opens a stream of the Anthropic API has an empty input
+                given = bytes(block.input).decode() if whole and bytes(block.input) else block.arguments
+                self._arguments(identifier, given)
+
+    def _arguments(self, identifier: str | None, more: str | None) -> None:
+        if identifier and more:
+            self.seen.arguments.setdefault(identifier, []).append(more)

@@ -16,6 +16,7 @@ from sglang.srt.mem_cache.evict_policy import EvictionStrategy
 from sglang.srt.mem_cache.unified_cache.components import ComponentType, EvictLayer, FullComponent
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
+from agentsched.engines.sglang.recomputing import LAST_TOKENS
 from agentsched.engines.sglang.retained import Priority, Retained
 
 if TYPE_CHECKING:
@@ -62,10 +63,10 @@ class RetainingComponent(FullComponent):
         cache_actions: Any,
         target: EvictLayer = EvictLayer.DEVICE,
     ) -> tuple[int, int]:
-        tokens = len(node.key)
+        tokens, last = len(node.key), node.key.raw_token_ids()[-LAST_TOKENS:]
         freed, host_freed = super().evict_component(node, device_frees, host_frees, cache_actions, target)
         if freed:
-            self._retained.gone(node.id, tokens)
+            self._retained.gone(node.id, tokens, last)
         return freed, host_freed
 
     def evict_device_next_node(

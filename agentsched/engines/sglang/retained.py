@@ -16,6 +16,7 @@ from agentsched.core.decisions import EngineOrder
 from agentsched.core.events import Held
 from agentsched.core.standing import StandingOrders
 from agentsched.engines.holdings import Holdings
+from agentsched.engines.sglang.recomputing import Lost
 
 Priority = tuple[float, float]
 
@@ -36,6 +37,16 @@ class Node:
         return self.start + self.tokens
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """Of a ``StepReport`` what is known here."""
+
+    held: tuple[Held, ...]
+    evicted_tokens: int
+    recomputed_tokens: int
+    broken_leases: tuple[str, ...]
+
+
 class Retained:
     """The owned nodes of one tree, and the orders that hold for it. Times are monotonic seconds."""
 
@@ -44,7 +55,8 @@ class Retained:
         self._page_tokens = page_tokens
         self._nodes: dict[int, Node] = {}
         self._holdings = Holdings(1)
-        self._evicted_tokens = 0
+        self._evicted_tokens = self._recomputed_tokens = 0
+        self._lost = Lost()
         self._broken: list[str] = []
         self._held_back: list[tuple[int, int]] = []
         self._looked_s = float("-inf")
@@ -75,15 +87,21 @@ class Retained:
         node.tokens -= head_tokens
         self._changed()
 
-    def gone(self, number: int, tokens: int) -> None:
-        """A node was evicted, owned or not."""
+    def gone(self, number: int, tokens: int, last: Sequence[int] = ()) -> None:
+        """A node was evicted, owned or not. ``last``: its last tokens (``recomputing.LAST_TOKENS``)."""
         self._evicted_tokens += tokens
         node = self._nodes.pop(number, None)
         if node is None:
             return
         for program in node.owners:
             self._holdings.count(program, device=-node.tokens)
+            if last:
+                self._lost.note(program, node.start, node.end, last)
         self._changed()
+
+    def computed(self, program: str, context: Sequence[int], start: int, count: int) -> None:
+        """So many tokens of a program's context were prefilled, from ``start`` on."""
+        self._recomputed_tokens += self._lost.recomputed(program, context, start, start + count)
 
     def clear(self) -> None:
         """The tree is empty."""
@@ -147,13 +165,18 @@ class Retained:
             ]
         return self._held_back
 
-    def take_changes(self, *, all_held: bool) -> tuple[tuple[Held, ...], int, tuple[str, ...]]:
-        """Who holds what now, of the programs for whom that has changed or of all; how many tokens were
-        evicted, and whose leases were broken. Since this was asked last."""
+    def take_changes(self, *, all_held: bool) -> Changes:
+        """What has changed since this was asked last; with ``all_held`` of all programs what they hold."""
         changed = self._holdings.take_changes()
-        evicted, self._evicted_tokens = self._evicted_tokens, 0
-        broken, self._broken = tuple(self._broken), []
-        return self._holdings.all() if all_held else changed, evicted, broken
+        changes = Changes(
+            held=self._holdings.all() if all_held else changed,
+            evicted_tokens=self._evicted_tokens,
+            recomputed_tokens=self._recomputed_tokens,
+            broken_leases=tuple(self._broken),
+        )
+        self._evicted_tokens = self._recomputed_tokens = 0
+        self._broken = []
+        return changes
 
     def check_invariants(self, tree: Iterator[tuple[int, int, int]]) -> None:
         """Number, start and tokens of all nodes that the tree has. Raises AssertionError."""

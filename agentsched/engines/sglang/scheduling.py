@@ -1,8 +1,8 @@
 """What SGLang's scheduler does for us in each turn of its loop: take orders, sort its queue, report.
 
-Three hooks, installed when the cache is made: behind the reading of requests, once a turn; behind the sorting
-of the queue, before a batch is chosen; and behind a batch, to count it. None waits for anything. Nothing is
-preempted.
+Four hooks, installed when the cache is made: behind the reading of requests, once a turn; behind the sorting
+of the queue, before a batch is chosen, and behind the counting of how many calls may join it; and behind a
+batch, to count it. None waits for anything. Nothing is preempted.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def begin(cache: RetainingCache, *, port: int) -> None:
     scheduler, policy = "sglang.srt.managers.scheduler.Scheduler", "sglang.srt.managers.schedule_policy"
     HookRegistry.register(f"{scheduler}.process_input_requests", _after_input, HookType.AFTER)
     HookRegistry.register(f"{scheduler}.process_batch_result", _after_batch, HookType.AFTER)
+    HookRegistry.register(f"{scheduler}.get_num_allocatable_reqs", _after_counting, HookType.AFTER)
     HookRegistry.register(f"{policy}.SchedulePolicy.calc_priority", _after_sorting, HookType.AFTER)
     HookRegistry.apply_hooks()
 
@@ -70,6 +71,14 @@ def _after_sorting(_: Any, policy: Any, waiting: list[Any], *arguments: Any, **o
         waiting.sort(key=lambda request: orders.rank(program_of(request) or ""))
 
 
+def _after_counting(room: int, scheduler: Any, running: int, *arguments: Any, **options: Any) -> int:
+    """No more than are ordered to run at once."""
+    cache = scheduler.tree_cache
+    if not isinstance(cache, RetainingCache):
+        return room
+    return min(room, cache.retained.orders.max_running(running + room) - running)
+
+
 class Loop:
     """One scheduler's turns."""
 
@@ -89,6 +98,12 @@ class Loop:
         self._step_s += time.monotonic() - self._turn_s
         if batch.forward_mode.is_extend():
             self._prefilled_tokens += int(batch.extend_num_tokens or 0)
+            # Not strict: a miscount is no reason to end the server.
+            for request, start, count in zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=False):
+                # With the end of a prompt comes the first token.
+                self._decoded_tokens += start + count >= len(request.origin_input_ids)
+                if program := program_of(request):
+                    self._cache.retained.computed(program, request.origin_input_ids, start, count)
         else:
             self._decoded_tokens += len(batch.reqs)
 
@@ -126,20 +141,21 @@ class Loop:
             self._cache.retained.break_lease(now)
 
     def _report(self, scheduler: Any, *, snapshot: bool = False) -> StepReport:
-        held, evicted, broken = self._cache.retained.take_changes(all_held=snapshot)
+        changes = self._cache.retained.take_changes(all_held=snapshot)
         report = StepReport(
             engine=ENGINE,
             free_tokens=int(self._cache.token_to_kv_pool_allocator.available_size()),
             evictable_tokens=max(0, self._cache.evictable_size()),
-            held=held,
+            held=changes.held,
             snapshot=snapshot,
-            evicted_tokens=evicted,
+            evicted_tokens=changes.evicted_tokens,
             prefilled_tokens=self._prefilled_tokens,
             decoded_tokens=self._decoded_tokens,
+            recomputed_tokens=changes.recomputed_tokens,
             step_s=self._step_s,
             running=len(scheduler.running_batch.reqs),
             queued=len(scheduler.waiting_queue),
-            broken_leases=broken,
+            broken_leases=changes.broken_leases,
         )
         self._prefilled_tokens = self._decoded_tokens = 0
         self._step_s = 0.0

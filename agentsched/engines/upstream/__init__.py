@@ -2,6 +2,6 @@
 
 Such an engine takes whole requests and gives whole answers, byte by byte as they are (``wire.py``), so that
 nothing an engine can do is lost on the way. Prompts are rendered and tokenized over there: what a call
-takes is known once it has ended. There are no orders for it: the service level is who is let in, when and
-where.
+takes is known once it has ended. What else of the core's decisions it carries out is found when it is
+attached (``dialect.py``).
 """

@@ -129,6 +129,9 @@ class OrdersLink:
         except (OSError, TimeoutError, WireError, UnsafePlace) as error:
             writer.close()
             raise NoChannel(f"{self._path}: {error or 'no hello in time'}") from error
+        except asyncio.CancelledError:
+            writer.close()
+            raise
         if self._life and hello.life != self._life:
             writer.close()
             self._other_life()

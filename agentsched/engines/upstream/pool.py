@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
+
+import msgspec
 
 from agentsched.engines.upstream.wire import Connection, Exchange, Fault, Header, UpstreamFault
 
@@ -47,22 +50,25 @@ class Address:
         return cls(parts.hostname, parts.port or (443 if tls else 80), tls, base)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outgoing:
-    """A request. ``path`` begins with a slash; ``headers`` are all but ``Host`` and ``Content-Length``."""
+class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
+    """A request. ``path`` begins with a slash; ``lines`` are all headers but ``Host`` and
+    ``Content-Length``."""
 
     method: str = "POST"
     path: str
-    headers: list[Header]
+    lines: bytes
     body: bytes = b""
 
     def head(self, address: Address) -> bytes:
-        lines = [f"{self.method} {address.base}{self.path} HTTP/1.1\r\nHost: {address.name}\r\n".encode()]
-        lines += [b"%b: %b\r\n" % header for header in self.headers]
+        line = f"{self.method} {address.base}{self.path} HTTP/1.1\r\nHost: {address.name}\r\n".encode()
         if self.body or self.method not in ("GET", "HEAD"):
-            lines.append(b"Content-Length: %d\r\n" % len(self.body))
-        lines.append(b"\r\n")
-        return b"".join(lines)
+            return b"%b%bContent-Length: %d\r\n\r\n" % (line, self.lines, len(self.body))
+        return line + self.lines + b"\r\n"
+
+
+def header_lines(headers: Iterable[Header]) -> bytes:
+    """As they are written."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
 class Pool:
@@ -85,7 +91,14 @@ class Pool:
 
         Raises ``UpstreamFault`` if no connection can be had: nothing was sent then.
         """
-        connection = self._take() or await self._connect()
+        return self._send(self._take() or await self._connect(), outgoing, exchange)
+
+    def send_at_once(self, outgoing: Outgoing, exchange: Exchange) -> Connection | None:
+        """As ``send``, on a connection that is there already; None if there is none."""
+        connection = self._take()
+        return None if connection is None else self._send(connection, outgoing, exchange)
+
+    def _send(self, connection: Connection, outgoing: Outgoing, exchange: Exchange) -> Connection:
         self._busy[connection] = None
         head = outgoing.head(self.address)
         connection.send(head, outgoing.body, exchange, bodyless=outgoing.method == "HEAD")
@@ -116,10 +129,9 @@ class Pool:
         return any(connection.heard_s > time_s for connection in self._busy)
 
     def _take(self) -> Connection | None:
-        oldest_s = asyncio.get_running_loop().time() - IDLE_S
         while self._idle:
             connection = self._idle.pop()
-            if connection.usable and connection.idle_since_s > oldest_s:
+            if connection.usable and connection.idle_s < IDLE_S:
                 return connection
             connection.close()
         return None
@@ -144,7 +156,7 @@ class Pool:
         now = loop.time()
         kept = []
         for connection in self._idle:
-            if connection.usable and now - connection.idle_since_s < IDLE_S:
+            if connection.usable and connection.idle_s < IDLE_S:
                 kept.append(connection)
             else:
                 connection.close()
@@ -187,13 +199,18 @@ class Fetched:
 
 async def fetch(pool: Pool, path: str, headers: list[Header], timeout_s: float) -> Fetched:
     """A small GET. Raises ``UpstreamFault``."""
+    return await exchanged(pool, Outgoing(method="GET", path=path, lines=header_lines(headers)), timeout_s)
+
+
+async def exchanged(pool: Pool, outgoing: Outgoing, timeout_s: float) -> Fetched:
+    """A request whose answer is small. Raises ``UpstreamFault``."""
     fetched = Fetched()
-    connection = await pool.send(Outgoing(method="GET", path=path, headers=headers), fetched)
+    connection = await pool.send(outgoing, fetched)
     try:
         async with asyncio.timeout(timeout_s):
             await fetched.over
     except TimeoutError:
-        raise UpstreamFault(Fault.SILENT, f"{path} took more than {timeout_s:g} s") from None
+        raise UpstreamFault(Fault.SILENT, f"{outgoing.path} took more than {timeout_s:g} s") from None
     finally:
         pool.release(connection)
         with contextlib.suppress(UpstreamFault, asyncio.InvalidStateError, asyncio.CancelledError):

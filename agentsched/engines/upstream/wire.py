@@ -20,6 +20,8 @@ from httptools import HttpParserCallbackError, HttpParserError, HttpResponsePars
 Header = tuple[bytes, bytes]
 
 LARGEST_HEAD_BYTES = 64 * 1024
+TOGETHER_BYTES = 64 * 1024
+"""Smaller bodies are sent with their heads: to copy one is cheaper than to write twice."""
 _NO_BODY = frozenset({204, 304})
 
 
@@ -59,7 +61,7 @@ class Connection(asyncio.Protocol):
     """One connection. ``usable`` says whether it can carry another exchange."""
 
     def __init__(self) -> None:
-        self.idle_since_s = 0.0
+        self._idle_since_s = 0.0
         self.heard_s = 0.0
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -80,15 +82,22 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         return not (self._broken or self._exchange or transport is None or transport.is_closing())
 
+    @property
+    def idle_s(self) -> float:
+        """For how long it has carried nothing, since the end of its last exchange."""
+        return self._loop.time() - self._idle_since_s
+
     def send(self, head: bytes, body: bytes, exchange: Exchange, *, bodyless: bool = False) -> None:
         """Begin an exchange. ``bodyless``: the response to a HEAD request has none, whatever it says."""
-        assert self.usable
         assert self._transport is not None
+        assert self._exchange is None
         self._exchange, self._bodyless = exchange, bodyless
         self._heard = False
         self.heard_s = self._loop.time()
-        self._transport.write(head + body if len(body) < 4096 else head)
-        if len(body) >= 4096:
+        if len(body) < TOGETHER_BYTES:
+            self._transport.write(head + body)
+        else:
+            self._transport.write(head)
             self._transport.write(body)
 
     def close(self) -> None:
@@ -163,9 +172,7 @@ class Connection(asyncio.Protocol):
         if status < 200 or self._exchange is None:
             return  # an interim response; the real one follows
         self._status = status
-        named = {name.lower() for name, _ in headers}
-        has_end = b"content-length" in named or b"transfer-encoding" in named
-        self._to_the_end = not (has_end or self._bodyless or status in _NO_BODY)
+        self._to_the_end = not (self._bodyless or status in _NO_BODY or _has_end(headers))
         self._exchange.answered(status, headers)
         if self._bodyless:
             self._finish(reusable=False)
@@ -181,8 +188,16 @@ class Connection(asyncio.Protocol):
     def _finish(self, *, reusable: bool) -> None:
         exchange, self._exchange = self._exchange, None
         self._status, self._used = 0, True
-        self.idle_since_s = self._loop.time()
+        self._idle_since_s = self._loop.time()
         if not reusable:
             self.close()
         if exchange is not None:
             exchange.ended()
+
+
+def _has_end(headers: Sequence[Header]) -> bool:
+    """Whether the head says where the body ends."""
+    for name, _ in headers:
+        if len(name) in (14, 17) and name.lower() in (b"content-length", b"transfer-encoding"):
+            return True
+    return False

@@ -188,7 +188,8 @@ def _contenders(case: Case, folder: Path, sglang: Path | None) -> Iterator[dict[
             if name == "sglang":
                 if sglang is None:
                     continue
-                python = [str(sglang / "bin" / "python"), str(FOLDER / "_sglang.py")]
+                # -P: else sglang.py beside that file would stand before the package of that name
+                python = [str(sglang / "bin" / "python"), "-P", str(FOLDER / "_sglang.py")]
                 command = [*python, str(folder), str(kv_tokens)]
             else:
                 module = f"{__package__}._contenders"

@@ -15,20 +15,18 @@ is a run of its own.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
 import shlex
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -40,20 +38,14 @@ from rich.table import Table
 
 from agentsched import __version__
 from agentsched.daemon.identity import Ask, Claim, Identities, call_digest
-from agentsched.daemon.server import Daemon
-from agentsched.daemon.settings import Settings
 from agentsched.daemon.signals import KINDS
-from agentsched.engines.byte_frontend import VOCABULARY, ByteFrontend
-from agentsched.engines.cost import CostProfile
-from agentsched.engines.inprocess import InProcessEngine
-from agentsched.engines.simulated import simulated
+from agentsched.engines.byte_frontend import Mind
 from agentsched.workloads.acting import ActingMind
+from agentsched.workloads.acting_daemon import acting_daemon
 from agentsched.workloads.live_clients import PYTHON_CLIENTS, TRUTH_HEADER, Driver, Run, node_clients
 from agentsched.workloads.summary import describe_host
 
 RESULT = Path("out/bench/identity.json")
-KV_TOKENS = 4_000_000
-NOTHING_COSTS = CostProfile(step_s=0.0, prefill_token_s=0.0, decode_row_s=0.0, attention_s=0.0)
 TOOL_ID = re.compile(r"call_[A-Za-z0-9_-]{22}")
 DELEGATE = ("Agent", {"description": "look", "prompt": "Look at it.", "subagent_type": "general-purpose"})
 ALL_CLIENTS = "all clients"
@@ -133,7 +125,7 @@ def without_ids(ask: Ask) -> Ask:
     """The request as it would be had nobody minted ids of tool calls."""
     text = TOOL_ID.sub("", json.dumps(ask.chat.messages))
     chat = msgspec.structs.replace(ask.chat, messages=json.loads(text))
-    return replace(ask, chat=chat, digest=call_digest(chat))
+    return msgspec.structs.replace(ask, chat=chat, digest=call_digest(chat))
 
 
 def truth(ask: Ask) -> tuple[str, str]:
@@ -152,33 +144,10 @@ def scores(pairs: list[tuple[str, Any]]) -> tuple[float, float]:
 
 
 @contextmanager
-def served(turns: int, identities: Identities, *, vary: bool) -> Iterator[str]:
+def served(mind: Mind, identities: Identities) -> Iterator[str]:
     """A daemon in a thread of its own; gives its URL."""
-    ready, stop = threading.Event(), asyncio.Event()
-    loop = asyncio.new_event_loop()
-    urls: list[str] = []
-
-    async def serve() -> None:
-        mind = ActingMind(turns, vary=vary, delegate=DELEGATE)
-        engine = lambda: InProcessEngine(  # noqa: E731
-            simulated(NOTHING_COSTS, KV_TOKENS, vocabulary=VOCABULARY, max_running=256), name="simulated"
-        )
-        async with Daemon(
-            engine, ByteFrontend(KV_TOKENS, mind), Settings(port=0), lambda _: identities
-        ) as daemon:
-            urls.append(daemon.url)
-            ready.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), name="daemon")
-    thread.start()
-    try:
-        ready.wait(30)
-        yield urls[0]
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
-        loop.close()
+    with acting_daemon(mind, make_identities=lambda _: identities) as url:
+        yield url
 
 
 def said(name: str, number: int) -> tuple[dict[str, str], dict[str, Any]]:
@@ -279,7 +248,8 @@ def main(
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     console, began_s = Console(width=180), time.monotonic()
     known = Listening()
-    with tempfile.TemporaryDirectory() as folder, served(turns, known, vary=not same_answers) as url:
+    mind = ActingMind(turns, vary=not same_answers, delegate=DELEGATE)
+    with tempfile.TemporaryDirectory() as folder, served(mind, known) as url:
         failed = drive(PYTHON_CLIENTS, runs, url, workers, Path(folder))
         if npm is not None:
             failed += drive(node_clients(npm.resolve()), node_runs, url, 4, Path(folder))

@@ -3,11 +3,13 @@
 // does). While a tile is computed the next one is fetched into the L2 cache: a head's keys are strided in memory.
 #include "vectors.h"
 
-constexpr int TILE = 32;     // positions of KV that are scored at once
-constexpr int QUERIES = 64;  // about so many queries (tokens x heads of a group) share a tile
+constexpr int TILE = 32;      // positions of KV that are scored at once
+constexpr int QUERIES = 128;  // about so many queries (tokens x heads of a group) share a tile
+constexpr int TURNING = 8;    // so many queries and more pay for turning a tile's keys
+constexpr int TOGETHER = W == 16 ? 4 : 2;  // queries of a prompt whose sums are in the registers at once
 
 struct Scratch {
-    std::vector<float> q, out, scores, wide, peak, total;
+    std::vector<float> q, out, scores, wide, turned, peak, total;
 };
 
 template <int Q>
@@ -56,6 +58,43 @@ INLINE void score_tile(const float* q, const float** keys, Next<T> next, int cou
         for (; g + 2 <= queries; g += 2) score<2>(q + g * dim, keys + p, dim, scores + g * TILE + p);
         if (g < queries) score<1>(q + g * dim, keys + p, dim, scores + g * TILE + p);
     }
+}
+
+// A tile's keys dimension by dimension: neighbouring positions fill a vector, so that no sum is across one. Costs as
+// much as scoring some queries does, and scoring a query is then twice as fast.
+template <typename T>
+INLINE void turn_tile(const float** keys, Next<T> next, int count, int dim, float* turned) {
+    for (int p = count; p < TILE; p++) keys[p] = keys[count - 1];  // scored, and then forgotten
+    for (int p = 0; p < TILE; p += 4) {
+        for (int i = 0; i < 4; i++) next.fetch(p + i);
+        int at = 0;
+        for (; at + 4 <= dim; at += 4) {
+            v4 a = *(const v4*)(keys[p] + at), b = *(const v4*)(keys[p + 1] + at);
+            v4 c = *(const v4*)(keys[p + 2] + at), d = *(const v4*)(keys[p + 3] + at);
+            v4 ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+            v4 ef = __builtin_shufflevector(a, b, 2, 6, 3, 7), gh = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+            float* to = turned + at * TILE + p;
+            *(v4*)to = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
+            *(v4*)(to + TILE) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+            *(v4*)(to + 2 * TILE) = __builtin_shufflevector(ef, gh, 0, 1, 4, 5);
+            *(v4*)(to + 3 * TILE) = __builtin_shufflevector(ef, gh, 2, 3, 6, 7);
+        }
+        for (; at < dim; at++)
+            for (int i = 0; i < 4; i++) turned[at * TILE + p + i] = keys[p + i][at];
+    }
+}
+
+template <int Q>
+INLINE void score_turned(const float* q, const float* turned, int dim, float* scores) {
+    vf acc[Q][TILE / W] = {};
+    for (int i = 0; i < dim; i++) {
+        vf key[TILE / W];
+        for (int v = 0; v < TILE / W; v++) key[v] = load(turned + i * TILE + v * W), hold(key[v]);
+        for (int g = 0; g < Q; g++)
+            for (int v = 0; v < TILE / W; v++) acc[g][v] += q[g * dim + i] * key[v];
+    }
+    for (int g = 0; g < Q; g++)
+        for (int v = 0; v < TILE / W; v++) *(vf*)(scores + g * TILE + v * W) = acc[g][v];
 }
 
 // One query's scores of a tile become weights; what was summed before is scaled to the new maximum.
@@ -152,6 +191,7 @@ static void task(const Part& part, const T* q, const T* keys, const T* values, c
                  const Shape& s, T* to, Scratch& own) {
     const int group = s.heads / s.kv_heads, dim = s.dim, queries = part.tokens * group, all = queries * part.heads;
     own.q.resize(all * dim), own.out.assign(all * dim, 0.0f), own.scores.resize(queries * TILE);
+    if (queries >= TURNING) own.turned.resize(TILE * dim);
     own.peak.assign(all, -1e30f), own.total.assign(all, 0.0f);
     auto place = [&](int g, int64_t stride) {  // of query g, counted head by head, token by token
         int head = part.head + g / queries, token = g % queries / group;
@@ -172,7 +212,17 @@ static void task(const Part& part, const T* q, const T* keys, const T* values, c
             float *scores = own.scores.data(), *out = own.out.data() + h * queries * dim;
             const Next<T> keys_next{keys + head, next, dim}, values_next{values + head, next, dim};
             point(keys + head, now, count, dim, own.wide, rows);
-            score_tile(own.q.data() + h * queries * dim, rows, keys_next, count, dim, scores, queries);
+            const float* own_q = own.q.data() + h * queries * dim;
+            if (queries >= TURNING) {
+                turn_tile(rows, keys_next, count, dim, own.turned.data());
+                int g = 0;
+                for (; g + TOGETHER <= queries; g += TOGETHER)
+                    score_turned<TOGETHER>(own_q + g * dim, own.turned.data(), dim, scores + g * TILE);
+                for (; g < queries; g++)
+                    score_turned<1>(own_q + g * dim, own.turned.data(), dim, scores + g * TILE);
+            } else {
+                score_tile(own_q, rows, keys_next, count, dim, scores, queries);
+            }
             for (int g = 0; g < queries; g++) {
                 int seen = before + g / group + 1 - start;  // what this query may see of the tile
                 if (seen > 0)
@@ -183,6 +233,10 @@ static void task(const Part& part, const T* q, const T* keys, const T* values, c
             }
             point(values + head, now, count, dim, own.wide, rows);
             int g = 0;
+            if (queries >= TURNING)
+                for (; g + TOGETHER <= queries; g += TOGETHER)
+                    mix_tile<TOGETHER>(scores + g * TILE, rows, g ? nullptr : &values_next, count, dim,
+                                       out + g * dim);
             for (; g + 2 <= queries; g += 2)
                 mix_tile<2>(scores + g * TILE, rows, g ? nullptr : &values_next, count, dim, out + g * dim);
             if (g < queries)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -34,8 +35,8 @@ LLAMA = {
 }
 
 
-def write_model(folder: Path) -> None:
-    """Into a folder that is there."""
+def write_model(folder: Path, shape: Mapping[str, int] | None = None) -> None:
+    """Into a folder that is there. ``shape``: sizes in ``config.json`` in place of the tiny ones."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -57,7 +58,7 @@ def write_model(folder: Path) -> None:
             "model_max_length": CONTEXT_TOKENS,
             "chat_template": CHAT,
         },
-        "config.json": LLAMA,
+        "config.json": LLAMA | dict(shape or {}),
         "generation_config.json": {"bos_token_id": 0, "eos_token_id": 1},
     }
     for name, content in described.items():

@@ -1,0 +1,5 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+#pragma once
+#include <linux/types.h>
+#define TASK_COMM_LEN 16
+struct task_struct;
