@@ -112,10 +112,23 @@ def test_the_sustained_rate_is_found_by_halving(summary: Summary) -> None:
             mean = msgspec.structs.replace(summary.tct_s, mean=2.0 * 8.0 ** (cell.at - 0.77))
             each = msgspec.structs.replace(summary, tct_s=mean, alone_mean_s=1.0, unfinished=0)
             found[cell.run] = Done(run=cell.run, cpu_s=1.0, summary=each)
-    tried = {cell.at: 2.0 * 8.0 ** (cell.at - 0.77) for cell in cells_of("sustained", found)}
-    assert rounds <= 6
-    assert next_rate(tried) is None
-    assert sustained_rate(tried) == pytest.approx(0.77, abs=1e-6)
+    cells = cells_of("sustained", found)
+    for row in {cell.row for cell in cells}:
+        tried = {cell.at: 2.0 * 8.0 ** (cell.at - 0.77) for cell in cells if cell.row == row}
+        assert next_rate(tried) is None
+        assert sustained_rate(tried) == pytest.approx(0.77, abs=1e-6)
+    whole = {(cell.row, cell.run.policy, cell.at) for cell in cells if cell.run.options.hours == SCALE.hours}
+    assert rounds <= 8
+    assert len(whole) == 2 * 2 * 2, "what a quarter of the hours found is right, and so two rates are enough"
+
+
+@pytest.mark.parametrize(("limit", "tries"), [(0.60, 6), (0.77, 2), (0.81, 3), (1.0, 7)])
+def test_a_rate_is_found_from_a_guess_that_is_wrong(limit: float, tries: int) -> None:
+    known: dict[float, float] = {}
+    while (at := next_rate(known, (0.75, 0.78))) is not None:
+        known[at] = 2.0 * 8.0 ** (at - limit)
+    assert sustained_rate(known) == pytest.approx(limit, abs=1e-6)
+    assert len(known) <= tries
 
 
 def test_a_rate_that_leaves_programs_unfinished_bounds_the_rest() -> None:

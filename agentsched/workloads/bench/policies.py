@@ -65,7 +65,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--cases", default=",".join(CASE_NAMES), show_default=True, help="Only these workloads.")
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="At most, a cell.")
 @click.option("--programs", type=click.IntRange(1), default=100, show_default=True, help="At least, a run.")
-@click.option("--hours", type=click.FloatRange(0.1), default=6.0, show_default=True, help="Of open arrivals.")
+@click.option("--hours", type=click.FloatRange(0.1), default=24.0, show_default=True, help="Of arrivals.")
 @click.option("--bounds/--no-bounds", default=True, show_default=True, help="Bound on recomputation too.")
 @click.option(
     "--cell-seconds",

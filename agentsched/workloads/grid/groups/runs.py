@@ -23,7 +23,7 @@ class Scale:
 
     seeds: int = 5
     programs: int = 100
-    hours: float = 6.0
+    hours: float = 24.0
     bounds: bool = True
 
 
