@@ -179,18 +179,18 @@ def _drain(summary: Summary) -> float | None:
 
 
 def _sustained(made: Made) -> Iterator[Goal]:
-    rates: dict[tuple[str, str], dict[str, float]] = {}
     for case in made.cases("sustained"):
-        for row in dict.fromkeys(p.row for p in made.places("sustained", case)):
-            stretches = {p: stretches_of(made, case, row, p) for p in (BASELINE, OURS, YARDSTICK)}
-            rates[case, row] = {policy: sustained_rate(known) for policy, known in stretches.items() if known}
-    for (case, row), found in rates.items():
-        shares = ", ".join(f"{policy} {rate:.3f}" for policy, rate in found.items())
-        if not {OURS, YARDSTICK} <= found.keys():
-            continue
-        what = f"{case}, {row}: sustained rate, of clairvoyant's"
-        worst = [(found[OURS] / found[YARDSTICK], f"of the packing bound: {shares}")]
-        yield from _goal(what, ">= 0.93", worst, 0.93, least=True, form="{:.3f}")
+        rows = dict.fromkeys(place.row for place in made.places("sustained", case))
+        # Of each kind of arrivals the longest: the others were to find the rate.
+        for row in {row.rpartition(",")[0]: row for row in rows}.values():
+            stretches = {policy: stretches_of(made, case, row, policy) for policy in (OURS, YARDSTICK)}
+            if not all(stretches.values()):
+                continue
+            found = {policy: sustained_rate(known) for policy, known in stretches.items()}
+            shares = ", ".join(f"{policy} {rate:.3f}" for policy, rate in found.items())
+            what = f"{case}, {row}: sustained rate, of clairvoyant's"
+            worst = [(found[OURS] / found[YARDSTICK], f"of the packing bound: {shares}")]
+            yield from _goal(what, ">= 0.93", worst, 0.93, least=True, form="{:.3f}")
 
 
 def stretches_of(made: Made, case: str, row: str, policy: str) -> dict[float, float]:
