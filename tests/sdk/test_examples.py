@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -102,4 +103,11 @@ def test_an_example_runs_by_itself(example: str, tmp_path: Path) -> None:
     found = {line.partition(":")[0]: [] for line in plain}  # type: dict[str, list[str]]
     for line in plain:
         found[line.partition(":")[0]].append(line)
-    assert sorted(found.values()) == sorted(stories)
+    # Tools are reported beside the calls, so the end of one may come after the call that its result is for.
+    assert sorted(map(sorted, found.values())) == sorted(map(sorted, stories))
+    for lines in found.values():
+        kinds = [line.partition(": ")[2].partition(" the tool ")[0].partition(" took ")[0] for line in lines]
+        assert kinds[0].startswith("begins")
+        assert kinds[-1] == "has ended"
+        running = accumulate((kind == "runs") - (kind == "its tool") for kind in kinds)
+        assert min(running) >= 0, "a tool begins before it ends"
