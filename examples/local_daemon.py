@@ -55,4 +55,6 @@ class Story:
                 self._say(event.program, "has ended")
 
     def _say(self, program: str, text: str) -> None:
-        sys.stdout.write(f"  daemon | {program}: {text}\n")  # in one piece: others print, too
+        sys.stderr.write(
+            f"  daemon | {program}: {text}\n"
+        )  # apart from what agents print

@@ -96,9 +96,7 @@ def test_an_example_runs_by_itself(example: str, tmp_path: Path) -> None:
         timeout=100,
     )
     assert done.returncode == 0, done.stderr
-    told = [
-        line.removeprefix("  daemon | ") for line in done.stdout.splitlines() if line.startswith("  daemon")
-    ]
+    told = re.findall(r"  daemon \| (.*)", done.stderr)
     plain = [re.sub(r"-[0-9a-f]{12}", "", re.sub(r"\d+\.\d\d s", "_ s", line)) for line in told]
     found = {line.partition(":")[0]: [] for line in plain}  # type: dict[str, list[str]]
     for line in plain:
