@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import aiohttp
@@ -43,8 +44,9 @@ class Pilot:
     link: OrdersLink | None = None
 
     async def connect(self) -> None:
+        # It does not come back by itself: a daemon that a test starts meanwhile has the channel from then on.
         self.link = OrdersLink(
-            socket_path(self.server.port), "e", report=self._take, other_life=lambda: None, retry_s=0.1
+            socket_path(self.server.port), "e", report=self._take, other_life=lambda: None, retry_s=3600.0
         )
         await self.link.open()
 
@@ -132,8 +134,19 @@ class Pilot:
     def rank(self, program: str, key: float) -> Rank:
         return Rank(**self._stamp(program), key=key)
 
+    @cached_property
+    def epoch(self) -> int:
+        """As a daemon without a state chooses it: that of one in an earlier test is over."""
+        return int(time.time())
+
     def _stamp(self, program: str) -> dict[str, Any]:
-        return {"program": program, "engine": "e", "cause": 1, "epoch": 1, "seq": next(self.numbers)}
+        return {
+            "program": program,
+            "engine": "e",
+            "cause": 1,
+            "epoch": self.epoch,
+            "seq": next(self.numbers),
+        }
 
 
 @asynccontextmanager

