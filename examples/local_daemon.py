@@ -55,6 +55,4 @@ class Story:
                 self._say(event.program, "has ended")
 
     def _say(self, program: str, text: str) -> None:
-        sys.stderr.write(
-            f"  daemon | {program}: {text}\n"
-        )  # apart from what agents print
+        sys.stderr.write(f"  daemon | {program}: {text}\n")  # apart from what agents print
