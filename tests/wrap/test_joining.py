@@ -15,7 +15,7 @@ from agentsched.cgroups.wrapping.joining import Asked, Joins, Ran, command_of
 def claude(command: str) -> tuple[str, ...]:
     """As Claude Code 2.1 runs it."""
     script = (
-        "source /root/.claude/shell-snapshots/snapshot-bash-1.sh 2>/dev/null || true && shopt -u extglob "
+        "source /home/me/.claude/shell-snapshots/snapshot-bash-1.sh 2>/dev/null || true && shopt -u extglob "
         f"2>/dev/null || true && eval {shlex.quote(command)} < /dev/null && pwd -P >| /tmp/claude-1-cwd"
     )
     return ("/bin/bash", "-c", "-l", script)

@@ -76,25 +76,28 @@ def _saturation(cells: Sequence[Cell], found: Found) -> float:
 
 def _sustained(scale: Scale, loads: Mapping[str, Load], found: Found) -> Iterator[Cell]:
     for load in loads.values():
-        for name, arrivals in ARRIVALS.items():
+        for name in ARRIVALS:
             for policy in (BASELINE, OURS, YARDSTICK):
-                guess: tuple[float, float] | None = None
-                for share, seeds in (ROUGHLY, EXACTLY):
-                    known: dict[float, float] = {}
-                    while (at := next_rate(known, guess)) is not None:
-                        hours = scale.hours * share
-                        row = f"{name}, {hours:g} hours"
-                        cells = [
-                            opened("sustained", load, policy, seed, at, hours, row=row, arrivals=arrivals)
-                            for seed in seeds_of(scale, seeds)
-                        ]
-                        yield from cells
-                        if any(cell.run not in found for cell in cells):
-                            break
-                        known[at] = fmean(_stretch(found[cell.run].summary) for cell in cells)
-                    if at is not None or policy == BASELINE:
-                        break
-                    guess = bracket(known)
+                yield from _search(scale, load, found, policy, name)
+
+
+def _search(scale: Scale, load: Load, found: Found, policy: str, name: str) -> Iterator[Cell]:
+    """For one policy's rate, as far as is found; that of the baseline is not measured exactly."""
+    guess: tuple[float, float] | None = None
+    for share, seeds in (ROUGHLY,) if policy == BASELINE else (ROUGHLY, EXACTLY):
+        hours = scale.hours * share
+        row = f"{name}, {hours:g} hours"
+        known: dict[float, float] = {}
+        while (at := next_rate(known, guess)) is not None:
+            cells = [
+                opened("sustained", load, policy, seed, at, hours, row=row, arrivals=ARRIVALS[name])
+                for seed in seeds_of(scale, seeds)
+            ]
+            yield from cells
+            if any(cell.run not in found for cell in cells):
+                return
+            known[at] = fmean(_stretch(found[cell.run].summary) for cell in cells)
+        guess = bracket(known)
 
 
 def _stretch(summary: Summary | None) -> float:
