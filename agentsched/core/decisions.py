@@ -128,14 +128,6 @@ class Release(Decision, frozen=True, kw_only=True):
     engine: str
 
 
-class Migrate(Decision, frozen=True, kw_only=True):
-    """From its next call on the program runs on ``engine``."""
-
-    program: str
-    source: str
-    engine: str
-
-
 class EngineTerms(Decision, frozen=True, kw_only=True):
     """Terms for one engine: up to which worth KV yields to new calls on the device, below which it is not
     kept in host memory, and batch limits (None: the engine's own)."""
@@ -150,6 +142,6 @@ class EngineTerms(Decision, frozen=True, kw_only=True):
 
 EngineOrder = Rank | Retain | Prefetch | Release | EngineTerms
 """The decisions that an engine carries out."""
-GateOrder = Admit | Pass | Pause | Reject | Migrate
+GateOrder = Admit | Pass | Pause | Reject
 """The decisions that the gateway carries out."""
 AnyDecision = GateOrder | EngineOrder

@@ -115,7 +115,7 @@ class Learned:
     MOST_USES = 16
 
     def __init__(self) -> None:
-        self._curves: dict[str, _Compiled] = {}
+        self._curves: dict[str | None, _Compiled] = {}
 
     def forecast(self, state: State, program: Program) -> Forecast:
         tokens = program.expected_context_tokens
@@ -130,9 +130,13 @@ class Learned:
 
     def gap(self, state: State, program: Program) -> GapCurve:
         """By what its running tools tell, if they do, else by what such gaps were."""
-        key = program.gap_key
         if program.gap_since_s is not None and (ends_s := told_ends_s(state, program)):
-            return told_curve(state, key, [end_s - program.gap_since_s for end_s in ends_s])
+            gaps_s = [end_s - program.gap_since_s for end_s in ends_s]
+            return told_curve(state, program.gap_key, gaps_s)
+        return self.curve(state, program.gap_key)
+
+    def curve(self, state: State, key: str | None) -> GapCurve:
+        """That of gaps of a key; None: of all."""
         known = self._curves.get(key)
         if known is not None and known.uses_left > 0:
             known.uses_left -= 1
@@ -143,7 +147,7 @@ class Learned:
         compiled = self._curves[key] = _Compiled(self._compile(state, key), uses - 1, uses)
         return compiled.curve
 
-    def _compile(self, state: State, key: str) -> GapCurve:
+    def _compile(self, state: State, key: str | None) -> GapCurve:
         beyond = state.gaps.samples_beyond
         return tuple((mark, gap_index(beyond(key, mark), mark)) for mark in MARKS_S)
 

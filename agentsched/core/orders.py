@@ -117,6 +117,12 @@ class Orders:
             )
         )
 
+    def prefetch(self, program: Program, engine: str, by_s: float, reason: str) -> None:
+        """Have its KV brought back from host memory by then."""
+        self.decided.append(
+            de.Prefetch(program=program.name, engine=engine, by_s=by_s, **self._order(reason))  # type: ignore[arg-type]
+        )
+
     def release(self, program: Program, engine: str, reason: str) -> None:
         self.forget(program.name, engine, reason)
 

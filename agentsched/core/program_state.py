@@ -73,6 +73,7 @@ class Program:
     tools: dict[str, str] = field(default_factory=dict)  # asked for or running: tool call -> gap key
     gap_key: str = ""  # what the gap is predicted by: the tool, and its command class once known
     held_tokens: int = 0  # on device, as last reported
+    host_held_tokens: int = 0  # in host memory behind it
     host: str = ""  # where its tools run
     parent: str = ""  # the program that began it, if one did
     running: dict[str, RunningTool] = field(default_factory=dict)  # by tool call; paused or not

@@ -353,7 +353,7 @@ class State(Models):
         del self.engines[event.engine], self.seats[event.engine]
         for program in self.programs.values():
             if program.home == event.engine:
-                program.home, program.held_tokens = None, 0
+                program.home, program.held_tokens, program.host_held_tokens = None, 0, 0
             if program.seat == event.engine:
                 program.seat = None
                 for call in program.calls.values():
@@ -371,14 +371,14 @@ class State(Models):
         if event.snapshot:
             for program in self.programs.values():
                 if program.home == event.engine:
-                    program.held_tokens = 0
+                    program.held_tokens = program.host_held_tokens = 0
         for held in event.held:
             if (known := self.programs.get(held.program)) is None:
                 continue
             if event.snapshot and known.home is None:  # the engine computed it for an earlier core
                 known.home = event.engine
             if known.home == event.engine:
-                known.held_tokens = held.device_tokens
+                known.held_tokens, known.host_held_tokens = held.device_tokens, held.host_tokens
 
     def check_invariants(self) -> None:
         """Every call belongs to a program and the other way round; seats are of attached engines."""

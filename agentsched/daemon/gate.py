@@ -90,7 +90,7 @@ class Gate:
 
     def carry_out(self, decision: de.GateOrder) -> None:
         match decision:
-            case de.Admit() | de.Migrate():
+            case de.Admit():
                 self._seat[decision.program] = decision.engine
                 self._let_program_through(decision.program, decision.engine)
             case de.Pass():

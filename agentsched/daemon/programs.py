@@ -56,7 +56,7 @@ class Programs:
         """Follow one event that the core has handled, and what it decided."""
         self._follow(now, event)
         for decision in decided:
-            if isinstance(decision, de.Admit | de.Pass | de.Migrate):
+            if isinstance(decision, de.Admit | de.Pass):
                 self._place(decision.program, decision.engine, decision.reason)
             elif isinstance(decision, de.Pause):
                 self._place(decision.program, None, decision.reason)

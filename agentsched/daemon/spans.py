@@ -24,7 +24,7 @@ from agentsched.core import events as ev
 
 NS = 1_000_000_000
 SEND_S = 3.0
-TOLD = (de.Admit, de.Pass, de.Pause, de.Reject, de.Migrate)
+TOLD = (de.Admit, de.Pass, de.Pause, de.Reject)
 
 
 def to_collector(url: str) -> SpanProcessor:

@@ -6,7 +6,8 @@ happens. So times are those of the step-by-step engine; what is simplified is st
 * a context's blocks enter the prefix tree when its prefill ends, not one by one;
 * decoding rows are given the blocks of a run at its end;
 * while a call waits for room, the engine looks for it every ``RETRY_S``, not at every step;
-* there is no prefetch, for no policy orders it, and no affinity where ranks tie.
+* prefetch orders are not carried out (KV comes up when its call starts), and there is no affinity where
+  ranks tie.
 
 What is found in host memory is moved by one link, in order, before the call's prefill goes on.
 """

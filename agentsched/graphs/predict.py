@@ -128,9 +128,9 @@ class GapModel:
                 return window.ordered
         return self._pooled.ordered if len(self._pooled.ordered) >= FEW else PRIOR_GAPS_S
 
-    def samples_beyond(self, tool: str, elapsed_s: float) -> list[float]:
+    def samples_beyond(self, tool: str | None, elapsed_s: float) -> list[float]:
         """Ascending durations > ``elapsed_s`` of equal weight that stand for a gap that has lasted so
-        long; at least ``ENOUGH`` of them."""
+        long; at least ``ENOUGH`` of them. Without a tool they are those of all together."""
         amount("elapsed_s", elapsed_s)
         found: list[float] = []
         for source in self._sources(tool, elapsed_s):
@@ -183,10 +183,11 @@ class GapModel:
             total += source.weight * math.fsum(rest)
         return max(0.0, total / weight - elapsed_s)
 
-    def _sources(self, tool: str, elapsed_s: float) -> Iterator[_Source]:
+    def _sources(self, tool: str | None, elapsed_s: float) -> Iterator[_Source]:
         """Where samples that outlast ``elapsed_s`` come from, narrowest first, until there are enough."""
         known = 0
-        windows = [window for key in keys_of(tool) if (window := self._by_tool.get(key)) is not None]
+        keys = keys_of(tool) if tool is not None else ()
+        windows = [window for key in keys if (window := self._by_tool.get(key)) is not None]
         pooled = self._pooled.ordered if len(self._pooled.ordered) >= FEW else PRIOR_GAPS_S
         for samples in (*(window.ordered for window in windows), pooled):
             # a gap that just began rules none out, not even one of no length

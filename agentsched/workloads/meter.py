@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agentsched.core import events as ev
-from agentsched.core.decisions import Admit, Migrate, Pass
+from agentsched.core.decisions import Admit, Pass
 from agentsched.core.log import Entry
 from agentsched.workloads.scripts import Piece, Script
 
@@ -104,7 +104,6 @@ class Meter:
             ev.StepReport: self._reported,
             Admit: self._seated,
             Pass: self._seated,
-            Migrate: self._seated,
         }
 
     def take(self, entry: Entry) -> None:
@@ -246,7 +245,7 @@ class Meter:
             now_shared = bool(holders[program.script.prefix])
             self._shared += (now_shared - shared) * program.script.prefix_tokens
 
-    def _seated(self, now: float, decision: Admit | Pass | Migrate) -> None:
+    def _seated(self, now: float, decision: Admit | Pass) -> None:
         program = self.programs[decision.program]
         if program.engine is not None and program.engine != decision.engine:
             self.counts["moves"] += 1

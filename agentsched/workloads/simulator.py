@@ -18,7 +18,7 @@ from typing import assert_never
 
 from agentsched.core import events as ev
 from agentsched.core.core import Core
-from agentsched.core.decisions import Admit, AnyDecision, EngineOrder, Migrate, Pass, Pause, Reject
+from agentsched.core.decisions import Admit, AnyDecision, EngineOrder, Pass, Pause, Reject
 from agentsched.core.log import Entry
 from agentsched.engines.analytic import Output
 from agentsched.workloads.conditions import Conditions
@@ -172,7 +172,7 @@ class Simulation:
         if decision.advice:
             return
         match decision:
-            case Admit() | Pass() | Migrate():
+            case Admit() | Pass():
                 program = self._programs[decision.program]
                 program.seat = decision.engine
                 self._send(program)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from agentsched.core import events as ev
-from agentsched.core.decisions import Admit, Migrate, Pass, Pause
+from agentsched.core.decisions import Admit, Pass, Pause
 from agentsched.core.log import Entry
 from agentsched.graphs.aeg import Aeg, CallNode, Capture
 
@@ -126,7 +126,7 @@ def read_timeline(entries: Iterable[Entry]) -> Timeline:
         if entry.event is not None:
             reading.capture.feed(entry.now, entry.event)
             _take_event(reading, entry.now, entry.event)
-        if isinstance(entry.decision, Admit | Pass | Pause | Migrate):
+        if isinstance(entry.decision, Admit | Pass | Pause):
             _take_decision(reading, entry.now, entry.decision)
     programs = {name: aeg for name, aeg in reading.capture.programs.items() if aeg.calls}
     if not programs:
@@ -172,7 +172,7 @@ def _take_event(reading: _Reading, now: float, event: ev.AnyEvent) -> None:
             pass
 
 
-def _take_decision(reading: _Reading, now: float, decision: Admit | Pass | Pause | Migrate) -> None:
+def _take_decision(reading: _Reading, now: float, decision: Admit | Pass | Pause) -> None:
     if isinstance(decision, Pause):
         reading.seated.pop(decision.program, None)
         return

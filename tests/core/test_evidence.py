@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agentsched.core import events as ev
-from agentsched.core.decisions import AnyDecision, Pause, Retain
+from agentsched.core.decisions import AnyDecision, Pause, Prefetch, Retain
 from agentsched.core.foresight import told_ends_s
 from tests.core.harness import Harness
 
@@ -65,3 +65,51 @@ def test_one_silent_tool_of_several_leaves_it_to_history() -> None:
     assert told_ends_s(state, state.programs[program]) == []
     tell(harness, program, "another", 0.1)
     assert min(told_ends_s(state, state.programs[program])) > harness.now + 10.0
+
+
+HOST_TOKENS_PER_S = 1_000.0
+
+
+def in_host_memory(tokens: int) -> tuple[Harness, str, str]:
+    """An engine with a host tier, where so much lies of a program that is away."""
+    harness = Harness("agentsched", capacity_tokens=CAPACITY)
+    harness.post(ev.EngineLost(engine="e0"))
+    harness.post(
+        ev.EngineAttached(
+            engine="e0",
+            capacity_tokens=CAPACITY,
+            block_tokens=16,
+            host_capacity_tokens=CAPACITY,
+            host_tokens_per_s=HOST_TOKENS_PER_S,
+        )
+    )
+    program, tool = away(harness)
+    held = ev.Held(program=program, device_tokens=3_000 - tokens, host_tokens=tokens)
+    harness.post(ev.StepReport(engine="e0", free_tokens=CAPACITY, evictable_tokens=0, held=(held,)))
+    return harness, program, tool
+
+
+def fetched(decided: list[AnyDecision]) -> list[Prefetch]:
+    return [decision for decision in decided if isinstance(decision, Prefetch)]
+
+
+def test_kv_in_host_memory_is_fetched_when_the_tool_tells_that_it_ends_and_not_before() -> None:
+    harness, program, tool = in_host_memory(2_000)
+    harness.now += 30.0
+    assert fetched(tell(harness, program, tool, 0.3)) == []  # some 70 s are left, and its way up takes 2
+    harness.now += 60.0
+    (order,) = fetched(tell(harness, program, tool, 0.99))
+    assert order.program == program
+    assert harness.now < order.by_s <= harness.now + 2 * 2_000 / HOST_TOKENS_PER_S
+
+
+def test_kv_in_host_memory_is_fetched_while_the_next_call_is_queued() -> None:
+    harness, program, _ = in_host_memory(2_000)
+    assert [order.program for order in fetched(harness.arrive(program, 3_100))] == [program]
+
+
+def test_what_is_on_the_device_is_not_fetched() -> None:
+    harness, program, tool = in_host_memory(0)
+    harness.now += 90.0
+    assert fetched(tell(harness, program, tool, 0.99)) == []
+    assert fetched(harness.arrive(program, 3_100)) == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from random import Random
 from statistics import fmean
 
@@ -67,9 +67,9 @@ class Wrong(Learned):
 class Dice(Learned):
     """Answers anything, seeded."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int) -> None:
         super().__init__()
-        self._random = Random(1)
+        self._random = Random(seed)
 
     def forecast(self, state: State, program: Program) -> Forecast:
         now_tokens = super().forecast(state, program).now_tokens
@@ -99,13 +99,8 @@ GARBAGE: dict[str, Callable[[], Learned]] = {
     "held ten times over": lambda: Wrong(now=lambda tokens: 10 * tokens),
     "nobody returns": lambda: Wrong(curve=NEVER),
     "gaps reversed": Reversed,
-    "dice": Dice,
+    **{f"dice {seed}": partial(Dice, seed) for seed in range(3)},
 }
-
-
-KNOWN = {("gaps reversed", "web-few"): 1.08, ("dice", "web-few"): 1.09}
-"""Where it is more than 5 %: few programs, large against the KV, whose gaps are told the wrong way round; or
-dice that fell badly (five others came to 1.01 to 1.07, 1.04 on average)."""
 
 
 @cache
@@ -140,8 +135,7 @@ def baseline(case: str) -> float:
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("garbage", GARBAGE)
 def test_with_garbage_for_forecasts_ours_is_hardly_worse_than_fcfs_lru(garbage: str, case: str) -> None:
-    most = KNOWN.get((garbage, case), 1.05)
-    assert play(case, _policy("agentsched", GARBAGE[garbage]())) <= most * baseline(case)
+    assert play(case, _policy("agentsched", GARBAGE[garbage]())) <= 1.05 * baseline(case)
 
 
 @pytest.mark.parametrize("case", ["swe-full", "web-few"])

@@ -13,6 +13,7 @@ from agentsched.core.policies.mechanisms import Mechanisms
 from agentsched.core.policies.parts import Policy, RankPart, Retention
 from agentsched.core.policies.seats import Seats
 from agentsched.core.policies.turns import Turns
+from agentsched.core.trust import Trusted
 
 
 def agentsched() -> Policy:
@@ -33,15 +34,15 @@ def _policy(
     retention: Retention | None = None,
     rank: RankPart | None = None,
 ) -> Policy:
-    turns = Turns()
-    seats = Seats(foresight, turns, gate)
+    turns, trusted = Turns(), Trusted(foresight)
+    seats = Seats(trusted, turns, gate)
     return Policy(
         name=name,
         admission=seats,
         rank=rank or turns,
-        retention=retention or GapIndex(foresight),
+        retention=retention or GapIndex(trusted),
         placement=seats,
-        learners=(turns, seats),
+        learners=(trusted, turns, seats),
         books=(seats,),
     )
 

@@ -98,7 +98,7 @@ class Following:
     def decision(self, now: float, event: ev.AnyEvent, said: de.AnyDecision) -> None:
         """What a decision of the event changes about its program."""
         match said:
-            case de.Admit() | de.Pass() | de.Migrate():
+            case de.Admit() | de.Pass():
                 subject = self._known(said.program, now)
                 subject.row.home = said.engine
                 subject.row.seat = None if isinstance(said, de.Pass) else said.engine

@@ -63,8 +63,6 @@ def _order(said: de.AnyDecision, now: float) -> str:
             return f"its KV is to be back on the device within {seconds(max(0.0, said.by_s - now))}"
         case de.Release():
             return "its KV is worth nothing any more"
-        case de.Migrate():
-            return f"moves from {said.source} to {said.engine}"
         case de.EngineTerms():
             host = f", KV worth less than {worth(said.host_price)} has no place in host memory"
             return f"KV worth no more than {worth(said.device_price)} yields to new calls" + (
@@ -144,6 +142,5 @@ WITHOUT_REASON = {
     "retain": "what its KV is worth changed",
     "prefetch": "its KV is brought back to the device",
     "release": "its KV is worth nothing any more",
-    "migrate": "moves to another engine",
 }
 """For tenants: reasons tell how much others use."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from agentsched.core import events as ev
-from agentsched.core.decisions import Admit, Migrate, Pass, Pause
+from agentsched.core.decisions import Admit, Pass, Pause
 from agentsched.core.log import Entry
 from agentsched.workloads.bounds.contexts import (
     BoundsError,
@@ -67,7 +67,7 @@ def calls_of_run(entries: Iterable[Entry], scripts: Iterable[Script] = ()) -> li
         if entry.event is not None:
             reading.take(entry.now, entry.event)
         match entry.decision:
-            case Admit(program=program, engine=engine) | Migrate(program=program, engine=engine):
+            case Admit(program=program, engine=engine):
                 reading.seat(program, engine)
             case Pass(program=program, engine=engine):
                 reading.seat(program, engine)

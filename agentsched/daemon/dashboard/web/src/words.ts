@@ -37,7 +37,7 @@ export const SHOWN: Doing[] = ["gateway", "queue", "prefill", "decode", "tool", 
 
 /** The kinds of what happened, in the order of the filter; those that are off at first are many. */
 export const KINDS: { kind: string; name: string; off?: boolean; kinds: string[] }[] = [
-  { kind: "places", name: "places", kinds: ["admit", "pass", "pause", "reject", "migrate"] },
+  { kind: "places", name: "places", kinds: ["admit", "pass", "pause", "reject"] },
   { kind: "waits", name: "waits", kinds: ["wait"] },
   { kind: "evictions", name: "evictions", kinds: ["evict", "demote", "restore", "broken", "preempt", "prefetch"] },
   { kind: "worth", name: "worth of KV", off: true, kinds: ["retain", "release", "terms"] },
