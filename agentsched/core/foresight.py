@@ -113,6 +113,7 @@ class Learned:
     2, 4, 8 and then every 16 uses, since a hundred samples change little by one."""
 
     MOST_USES = 16
+    MOST_CURVES = 1024
 
     def __init__(self) -> None:
         self._curves: dict[str | None, _Compiled] = {}
@@ -142,7 +143,7 @@ class Learned:
             known.uses_left -= 1
             return known.curve
         uses = min(self.MOST_USES, 2 * known.uses) if known else 1
-        if known is None and len(self._curves) >= state.gaps.MAX_TOOLS:
+        if known is None and len(self._curves) >= self.MOST_CURVES:
             self._curves.clear()
         compiled = self._curves[key] = _Compiled(self._compile(state, key), uses - 1, uses)
         return compiled.curve

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from agentsched.graphs.samples import LARGEST, Samples, Window, amount, keys_of
+from agentsched.graphs.samples import LARGEST, KeyedWindows, Samples, amount
 
 FEW = 3
 """Below so many samples a source does not stand alone."""
@@ -34,55 +34,36 @@ OWN_PEAKS = 8
 class MemoryModel:
     """Peak memory of tool calls by key, bytes. Peaks above ``LARGEST`` are learned as that."""
 
-    SAMPLES_PER_TOOL = 100
-    SAMPLES_POOLED = 200
-    MAX_TOOLS = 1024
-    """Past this, the key seen least recently is forgotten: names come from outside."""
-
     def __init__(self) -> None:
-        self._by_tool: dict[str, Window] = {}
-        self._pooled = Window(self.SAMPLES_POOLED)
+        self._seen = KeyedWindows()
 
     def observe(self, tool: str, peak_bytes: int) -> None:
         """Learn the peak of a call that ended by itself. Raises ValueError if it is negative."""
         peak = amount("peak_bytes", min(peak_bytes, LARGEST))
-        for key in keys_of(tool):
-            window = self._by_tool.pop(key, None) or Window(self.SAMPLES_PER_TOOL)
-            if len(self._by_tool) >= self.MAX_TOOLS:
-                del self._by_tool[next(iter(self._by_tool))]
-            self._by_tool[key] = window
-            window.add(peak)
-        self._pooled.add(peak)
+        self._seen.add(tool, peak)
 
     def dump(self) -> Samples:
         """All that was learned."""
-        return Samples.of(self._by_tool, self._pooled)
+        return self._seen.dump()
 
     def load(self, known: Samples) -> None:
         """Know that and no more. Raises ValueError on what was never dumped."""
-        pooled = Window.loaded(self.SAMPLES_POOLED, known.pooled)
-        self._by_tool = {
-            key: Window.loaded(self.SAMPLES_PER_TOOL, values)
-            for key, values in list(known.by_key.items())[-self.MAX_TOOLS :]
-        }
-        self._pooled = pooled
+        self._seen.load(known)
 
     def peak_bytes(self, tool: str, stated: int = 0) -> int:
         """What a call of this key will hardly exceed. ``stated``: what its agent says of it, 0 for nothing;
         that counts where nothing was seen of the key, or less than that, but never for less than was seen."""
-        windows = [window for key in keys_of(tool) if (window := self._by_tool.get(key)) is not None]
-        for window in windows:
+        for window in self._seen.of(tool):
             if len(window.ordered) >= FEW:
                 return max(stated, int(window.quantile(QUANTILE)))
-        if stated or len(self._pooled.ordered) < FEW:
+        if stated or len(self._seen.pooled.ordered) < FEW:
             return stated or PRIOR_BYTES
-        return int(self._pooled.quantile(QUANTILE))
+        return int(self._seen.pooled.quantile(QUANTILE))
 
     def usual_bytes(self, tool: str, stated: int = 0) -> int:
         """What half of the calls of this key do not exceed, or what its agent says of this one, if that is
         more: for who can take memory back, so that waste costs more than a mistake."""
-        windows = [window for key in keys_of(tool) if (window := self._by_tool.get(key)) is not None]
-        for window in (*windows, self._pooled):
+        for window in (*self._seen.of(tool), self._seen.pooled):
             if len(window.ordered) >= FEW:
                 return max(stated, int(window.quantile(0.5)))
         return stated or USUAL_PRIOR_BYTES

@@ -32,7 +32,7 @@ from agentsched.graphs.growth import ContextModel, Contexts
 from agentsched.graphs.memory import OWN_PEAKS, MemoryModel
 from agentsched.graphs.progress import ProgressModel, quarter
 from agentsched.graphs.returns import ReturnModel
-from agentsched.graphs.samples import LARGEST, LONGEST_KEY, Samples, Window, amount, keys_of
+from agentsched.graphs.samples import LARGEST, LONGEST_KEY, KeyedWindows, Samples, amount
 
 __all__ = [
     "ENOUGH",
@@ -87,46 +87,28 @@ class _Source(NamedTuple):
 class GapModel:
     """Empirical durations of gaps, by key. A key may be any string, "" for gaps without a tool."""
 
-    SAMPLES_PER_TOOL = 100
-    SAMPLES_POOLED = 200
-    MAX_TOOLS = 1024
-    """Past this, the key seen least recently is forgotten: names come from outside."""
-
     def __init__(self) -> None:
-        self._by_tool: dict[str, Window] = {}
-        self._pooled = Window(self.SAMPLES_POOLED)
+        self._seen = KeyedWindows()
 
     def observe(self, tool: str, gap_s: float) -> None:
         """Learn a gap that ended. Raises ValueError unless 0 <= ``gap_s`` <= ``LARGEST``."""
         gap_s = min(amount("gap_s", gap_s), LONGEST_GAP_S)
-        for key in keys_of(tool):
-            window = self._by_tool.pop(key, None) or Window(self.SAMPLES_PER_TOOL)
-            if len(self._by_tool) >= self.MAX_TOOLS:
-                del self._by_tool[next(iter(self._by_tool))]
-            self._by_tool[key] = window
-            window.add(gap_s)
-        self._pooled.add(gap_s)
+        self._seen.add(tool, gap_s)
 
     def dump(self) -> Samples:
         """All that was learned."""
-        return Samples.of(self._by_tool, self._pooled)
+        return self._seen.dump()
 
     def load(self, known: Samples) -> None:
         """Know that and no more. Raises ValueError on what was never dumped."""
-        pooled = Window.loaded(self.SAMPLES_POOLED, known.pooled)
-        self._by_tool = {
-            key: Window.loaded(self.SAMPLES_PER_TOOL, values)
-            for key, values in list(known.by_key.items())[-self.MAX_TOOLS :]
-        }
-        self._pooled = pooled
+        self._seen.load(known)
 
     def samples(self, tool: str) -> Sequence[float]:
         """The durations that stand for this key, ascending, never empty. Not to be changed."""
-        for key in keys_of(tool):
-            window = self._by_tool.get(key)
-            if window is not None and len(window.ordered) >= FEW:
+        for window in self._seen.of(tool):
+            if len(window.ordered) >= FEW:
                 return window.ordered
-        return self._pooled.ordered if len(self._pooled.ordered) >= FEW else PRIOR_GAPS_S
+        return self._seen.pooled.ordered if len(self._seen.pooled.ordered) >= FEW else PRIOR_GAPS_S
 
     def samples_beyond(self, tool: str | None, elapsed_s: float) -> list[float]:
         """Ascending durations > ``elapsed_s`` of equal weight that stand for a gap that has lasted so
@@ -186,9 +168,8 @@ class GapModel:
     def _sources(self, tool: str | None, elapsed_s: float) -> Iterator[_Source]:
         """Where samples that outlast ``elapsed_s`` come from, narrowest first, until there are enough."""
         known = 0
-        keys = keys_of(tool) if tool is not None else ()
-        windows = [window for key in keys if (window := self._by_tool.get(key)) is not None]
-        pooled = self._pooled.ordered if len(self._pooled.ordered) >= FEW else PRIOR_GAPS_S
+        windows = self._seen.of(tool) if tool is not None else []
+        pooled = self._seen.pooled.ordered if len(self._seen.pooled.ordered) >= FEW else PRIOR_GAPS_S
         for samples in (*(window.ordered for window in windows), pooled):
             # a gap that just began rules none out, not even one of no length
             first = bisect_right(samples, elapsed_s) if elapsed_s > 0 else 0

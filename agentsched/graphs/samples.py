@@ -71,13 +71,49 @@ class Samples(msgspec.Struct, frozen=True):
     by_key: dict[str, list[float]] = {}
     pooled: list[float] = []
 
-    @classmethod
-    def of(cls, by_key: dict[str, Window], pooled: Window) -> Samples:
-        return cls({key: window.dump() for key, window in by_key.items()}, pooled.dump())
-
 
 def keys_of(tool: str) -> tuple[str, ...]:
     """The key and, where it names a command class too, its tool alone."""
     key = tool[:LONGEST_KEY]
     function, colon, _ = key.partition(":")
     return (key, function) if colon else (key,)
+
+
+class KeyedWindows:
+    """The last samples of each key, of each tool, and of all together."""
+
+    PER_KEY = 100
+    POOLED = 200
+    MOST_KEYS = 1024
+    """Past this, the key seen least recently is forgotten: names come from outside."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[str, Window] = {}
+        self.pooled = Window(self.POOLED)
+
+    def add(self, tool: str, value: float) -> None:
+        for key in keys_of(tool):
+            window = self._by_key.pop(key, None) or Window(self.PER_KEY)
+            if len(self._by_key) >= self.MOST_KEYS:
+                del self._by_key[next(iter(self._by_key))]
+            self._by_key[key] = window
+            window.add(value)
+        self.pooled.add(value)
+
+    def of(self, tool: str) -> list[Window]:
+        """Those that there are of the key and of its tool, narrowest first."""
+        return [window for key in keys_of(tool) if (window := self._by_key.get(key)) is not None]
+
+    def dump(self) -> Samples:
+        """All that was learned."""
+        by_key = {key: window.dump() for key, window in self._by_key.items()}
+        return Samples(by_key, self.pooled.dump())
+
+    def load(self, known: Samples) -> None:
+        """Know that and no more. Raises ValueError on what was never dumped."""
+        pooled = Window.loaded(self.POOLED, known.pooled)
+        self._by_key = {
+            key: Window.loaded(self.PER_KEY, values)
+            for key, values in list(known.by_key.items())[-self.MOST_KEYS :]
+        }
+        self.pooled = pooled

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentsched.graphs.predict import ENOUGH, FEW, PRIOR_GAPS_S, GapModel
+from agentsched.graphs.samples import KeyedWindows
 
 seconds = st.floats(min_value=0.0, max_value=1e6)
 gaps = st.lists(st.tuples(st.sampled_from(["bash", "grep", ""]), seconds), max_size=150)
@@ -132,10 +133,10 @@ def test_gap_probabilities_are_calibrated(elapsed_s: float) -> None:
 
 
 def test_tool_names_from_outside_cannot_fill_memory() -> None:
-    model = gap_model([(f"tool-{i}", 1.0) for i in range(GapModel.MAX_TOOLS * 2)])
-    assert len(model._by_tool) == GapModel.MAX_TOOLS
+    model = gap_model([(f"tool-{i}", 1.0) for i in range(KeyedWindows.MOST_KEYS * 2)])
+    assert len(model.dump().by_key) == KeyedWindows.MOST_KEYS
     long = gap_model([("x" * 1_000_000 + str(i), 1.0) for i in range(3)])
-    assert max(map(len, long._by_tool)) == 200
+    assert max(map(len, long.dump().by_key)) == 200
 
 
 def test_a_gap_of_weeks_is_learned_as_a_long_one() -> None:
