@@ -13,9 +13,7 @@ ring buffer is read meanwhile, by a thread of this process, whose time is not co
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -31,13 +29,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from agentsched import __version__
 from agentsched.cgroups import HostRefused, Sandbox
 from agentsched.cgroups.bpf import Source
 from agentsched.cgroups.bpf.kernel import KernelSource
 from agentsched.cgroups.bpf.loading import PROGRAMS
 from agentsched.cgroups.starting import inside
-from agentsched.workloads.summary import describe_host
+from agentsched.workloads.bench import _found
 
 RESULT = Path("out/bench/bpf.json")
 
@@ -193,17 +190,8 @@ def main(rounds: int, quick: bool, path: Path) -> None:
         raise click.ClickException(str(error)) from error
     rows = summed(costs, sizes)
     show(rows, console)
-    result = {
-        "agentsched": __version__,
-        "command": f"scripts/bench bpf {shlex.join(sys.argv[1:])}".rstrip(),
-        "host": describe_host(),
-        "seconds": round(time.monotonic() - began_s),
-        "rows": rows,
-        "goals": {},
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    console.print(f"written to {path}")
+    took_s = round(time.monotonic() - began_s)
+    _found.keep(_found.headed("bpf", {"seconds": took_s, "rows": rows, "goals": {}}), path, console)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -30,8 +29,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from agentsched import __version__
-from agentsched.workloads.summary import describe_host
+from agentsched.workloads.bench import _found
 
 OUT = Path("out/bench/engine.json")
 BATCH = 8
@@ -364,21 +362,11 @@ def main(quick: bool, sglang: Path | None, out: Path) -> None:
     for result in results:
         shares = ", ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in result.shares().items())
         console.print(f"{result.case.name}, {result.case.threads} threads: {shares}")
-    for name, goal in reached.items():
-        met = "met" if goal["met"] else "NOT MET"
-        console.print(f"{met}: {name}: {goal['value']} (wanted {goal['want']})")
+    _found.tell(reached, console)
     if sglang is None:
         console.print("SGLang did not take part: name its virtual environment by --sglang")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    told = {
-        "version": __version__,
-        "command": shlex.join(["scripts/bench", "engine", *sys.argv[1:]]),
-        "host": describe_host(),
-        "results": [_told(result) for result in results],
-        "goals": reached,
-    }
-    out.write_text(json.dumps(told, indent=1) + "\n")
-    console.print(f"written to {out}")
+    found = {"results": [_told(result) for result in results], "goals": reached}
+    _found.keep(_found.headed("engine", found), out, console)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
-import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -36,14 +34,13 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from agentsched import __version__
 from agentsched.daemon.identity import Ask, Claim, Identities, call_digest
 from agentsched.daemon.signals import KINDS
 from agentsched.engines.byte_frontend import Mind
 from agentsched.workloads.acting import ActingMind
 from agentsched.workloads.acting_daemon import acting_daemon
+from agentsched.workloads.bench import _found
 from agentsched.workloads.live_clients import PYTHON_CLIENTS, TRUTH_HEADER, Driver, Run, node_clients
-from agentsched.workloads.summary import describe_host
 
 RESULT = Path("out/bench/identity.json")
 TOOL_ID = re.compile(r"call_[A-Za-z0-9_-]{22}")
@@ -259,16 +256,8 @@ def main(
     console.print(f"{len(calls):,} calls in {time.monotonic() - began_s:.0f} s; {len(failed)} runs failed")
     for line in failed:
         console.print(line, markup=False)
-    result = {
-        "agentsched": __version__,
-        "command": f"scripts/bench identity {shlex.join(sys.argv[1:])}".rstrip(),
-        "host": describe_host(),
-        "calls": len(calls),
-        "failed": failed,
-        "rows": rows,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(result)))
+    result = _found.headed("identity", {"calls": len(calls), "failed": failed, "rows": rows})
+    _found.keep(result, path, console)
 
 
 if __name__ == "__main__":

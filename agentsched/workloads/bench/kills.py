@@ -14,8 +14,7 @@ against what the clients got:
 from __future__ import annotations
 
 import asyncio
-import shlex
-import sys
+import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -26,14 +25,13 @@ from typing import Any
 
 import aiohttp
 import click
-import msgspec
+from rich.console import Console
 
-from agentsched import __version__
 from agentsched.core.log import read, steps
 from agentsched.daemon.charges import DELIVERED, Charges
+from agentsched.workloads.bench import _found
 from agentsched.workloads.bench._retrying import Agents, Got, Run
 from agentsched.workloads.bench._victim import Victim
-from agentsched.workloads.summary import describe_host
 
 RESULT = Path("out/bench/kills.json")
 
@@ -227,18 +225,15 @@ def main(kills: int, agents: int, seed: int, path: Path, keep: Path | None) -> N
         if keep is not None:
             keep.mkdir(parents=True, exist_ok=True)
         outcome = asyncio.run(trial(keep or Path(folder)))
-    result: dict[str, Any] = {
-        "agentsched": __version__,
-        "command": f"scripts/bench kills {shlex.join(sys.argv[1:])}".rstrip(),
-        "host": describe_host(),
+    found: dict[str, Any] = {
         "took_s": round(time.monotonic() - began_s, 1),
         "allowed_loss_s": LOSS_S,
         "goals": goals(outcome),
     } | asdict(outcome)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(result)))
+    result, console = _found.headed("kills", found), Console()
     for name, value in result.items():
-        click.echo(f"{name}: {msgspec.json.encode(value).decode()}")
+        console.print(f"{name}: {json.dumps(value)}", soft_wrap=True, markup=False, highlight=False)
+    _found.keep(result, path, console)
 
 
 if __name__ == "__main__":

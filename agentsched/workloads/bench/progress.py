@@ -17,10 +17,8 @@ agents, as those give them, of which calls under a second are not counted.
 
 from __future__ import annotations
 
-import json
 import math
 import random
-import shlex
 import statistics
 import sys
 import tempfile
@@ -34,15 +32,14 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from agentsched import __version__
 from agentsched.cgroups import Progress, Sandbox, ToolSpec
 from agentsched.cgroups.commands import programs
 from agentsched.cgroups.progress import Tracker
 from agentsched.cgroups.watching import Watch
 from agentsched.graphs.predict import GapModel, ProgressModel, quarter
 from agentsched.workloads import tasks
+from agentsched.workloads.bench import _found
 from agentsched.workloads.bench._progress_tools import TOOLS, environment
-from agentsched.workloads.summary import describe_host
 
 RESULT = Path("out/bench/progress.json")
 MARKS = (0.25, 0.5, 0.75, 0.9)
@@ -289,17 +286,13 @@ def main(repeats: int, names: tuple[str, ...], no_agents: bool, gib: float, path
         f"{reading['share_of_the_tools_cpu']:.1%} of the tool's own {reading['tool_cpu_s']:.1f} s"
     )
     result = {
-        "agentsched": __version__,
-        "command": f"scripts/bench progress {shlex.join(sys.argv[1:])}".rstrip(),
-        "host": describe_host(),
         "wall_s": time.monotonic() - began_s,
         "left_out": {tool.name: tool.missing for tool in TOOLS if tool.missing},
         "reading": reading,
         "summary": found,
         "calls": rows,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1))
+    _found.keep(_found.headed("progress", result), path, console)
 
 
 if __name__ == "__main__":

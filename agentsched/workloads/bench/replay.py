@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,11 +20,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from agentsched import __version__
+from agentsched.workloads.bench import _found
 from agentsched.workloads.bench import _replay as replaying
 from agentsched.workloads.bench._promotion import Load, Promoted, PromotionError, promote
+from agentsched.workloads.bench._replay_options import plan_options
 from agentsched.workloads.bench.engine import SMALL, TINY
-from agentsched.workloads.summary import describe_host
 from agentsched.workloads.traces import TraceError
 
 if TYPE_CHECKING:
@@ -89,23 +88,7 @@ def table(made: replaying.Replay) -> Table:
 @click.option(
     "--policies", default="fcfs-lru,agentsched", show_default=True, help="The first is compared to."
 )
-@click.option(
-    "--trace", default=replaying.Plan().trace, show_default=True, help="As `agentsched simulate` takes it."
-)
-@click.option("--programs", type=click.IntRange(1), default=20, show_default=True)
-@click.option("--concurrency", type=click.IntRange(1), default=10, show_default=True, help="Live at once.")
-@click.option("--pressure", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Sets the KV.")
-@click.option(
-    "--token-divisor",
-    type=click.FloatRange(1e-3),
-    default=60.0,
-    show_default=True,
-    help="The trace's tokens are divided by it.",
-)
-@click.option(
-    "--gap-divisor", type=click.FloatRange(1e-3), default=20.0, show_default=True, help="And its gaps."
-)
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
+@plan_options(replaying.Plan(programs=20, token_divisor=60.0))
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--promotion/--no-promotion", default=True, show_default=True, help="From host memory, too.")
 @click.option("--out", type=click.Path(path_type=Path), default=OUT, show_default=True)
@@ -131,16 +114,8 @@ def main(quick: bool, policies: str, threads: int, promotion: bool, out: Path, *
     goals = {} if quick else made.goals() | (promoted.goals() if promoted else {})
     _tell(made, promoted, goals, console)
     figures = made.figures() | ({"promotion": promoted.figures()} if promoted else {})
-    told = {
-        "version": __version__,
-        "command": shlex.join(["scripts/bench", "replay", *sys.argv[1:]]),
-        "host": describe_host() | {"threads": threads},
-        "figures": figures,
-        "goals": goals,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(told, indent=1) + "\n")
-    console.print(f"written to {out}", soft_wrap=True)
+    found = {"threads": threads, "figures": figures, "goals": goals}
+    _found.keep(_found.headed("replay", found), out, console)
 
 
 def _measure(
@@ -168,9 +143,7 @@ def _tell(made: replaying.Replay, promoted: Promoted | None, goals: dict[str, An
     )
     for line in [*made.lines(), *(promoted.lines() if promoted else [])]:
         console.print(line, soft_wrap=True)
-    for name, goal in goals.items():
-        met = "met" if goal["met"] else "NOT MET"
-        console.print(f"{met}: {name}: {goal['value']} (wanted {goal['want']})", soft_wrap=True)
+    _found.tell(goals, console)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,7 @@ An isolated tool is measured beside them: a process each time, so it costs milli
 
 from __future__ import annotations
 
-import json
 import logging
-import shlex
 import socket
 import statistics
 import subprocess
@@ -30,10 +28,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from agentsched import __version__
 from agentsched.sdk import agent, headers, program, tool, tool_run
 from agentsched.sdk.reporting import Reporter, use_reporter
-from agentsched.workloads.summary import describe_host
+from agentsched.workloads.bench import _found
 
 RESULT = Path("out/bench/sdk.json")
 GOAL_US = 50.0
@@ -174,17 +171,13 @@ def main(repeats: int, calls: int, quick: bool, path: Path) -> None:
     }
     console.print(f"without a daemon a call costs {worst_us:.1f} us at most; wanted: below {GOAL_US:g}")
     result = {
-        "agentsched": __version__,
-        "command": f"scripts/bench sdk {shlex.join(sys.argv[1:])}".rstrip(),
         "baseline": "the bare function, in the same repeat",
-        "host": describe_host(),
         "repeats": repeats,
         "calls": calls,
         "figures": figures,
         "goals": goals,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1))
+    _found.keep(_found.headed("sdk", result), path, console)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ rate that the simulator tells of the same programs.
 from __future__ import annotations
 
 import asyncio
-import json
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,11 +21,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from agentsched import __version__
 from agentsched.engines.sglang.compatibility import TRIED
 from agentsched.workloads import anchor, scratch
 from agentsched.workloads.anchor import RecordedRun, Recording, simulated_hit_rate, write_recording
+from agentsched.workloads.bench import _found
 from agentsched.workloads.bench import _replay as replaying
+from agentsched.workloads.bench._replay_options import plan_options
 from agentsched.workloads.bench._sglang_costs import WIDE, Costs, calibrate
 from agentsched.workloads.bench._sglang_overhead import Overhead, measure
 from agentsched.workloads.bench._sglang_runs import CONTENDERS, TITLES, Contender, Runs, play
@@ -71,7 +70,7 @@ class Made:
         plan, limits = self.plan, self.limits
         return Recording(
             engine=f"SGLang {TRIED[-1]}, stock",
-            command=_command(),
+            command=_found.command("sglang"),
             host=describe_host(),
             trace=plan.trace,
             programs=plan.programs,
@@ -128,23 +127,7 @@ class Made:
     show_default=True,
     help="Who plays beside stock SGLang, which always does.",
 )
-@click.option(
-    "--trace", default="gen:continuum-swe", show_default=True, help="As `agentsched simulate` takes it."
-)
-@click.option("--programs", type=click.IntRange(1), default=24, show_default=True)
-@click.option("--concurrency", type=click.IntRange(1), default=12, show_default=True, help="Live at once.")
-@click.option("--pressure", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Sets the KV.")
-@click.option(
-    "--token-divisor",
-    type=click.FloatRange(1e-3),
-    default=7.0,
-    show_default=True,
-    help="The trace's tokens are divided by it.",
-)
-@click.option(
-    "--gap-divisor", type=click.FloatRange(1e-3), default=4.0, show_default=True, help="And its gaps."
-)
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
+@plan_options(replaying.Plan(concurrency=12, token_divisor=7.0, gap_divisor=4.0))
 @click.option(
     "--pairs",
     type=click.IntRange(0),
@@ -182,16 +165,7 @@ def main(quick: bool, contenders: str, pairs: int, record: Path | None, out: Pat
         write_recording(made.recording(), record)
     goals = {} if quick else made.goals()
     _tell(made, goals, console)
-    told = {
-        "version": __version__,
-        "command": _command(),
-        "host": describe_host(),
-        "figures": made.figures(),
-        "goals": goals,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(told, indent=1) + "\n")
-    console.print(f"written to {out}", soft_wrap=True)
+    _found.keep(_found.headed("sglang", {"figures": made.figures(), "goals": goals}), out, console)
 
 
 def _chosen(names: str) -> list[Contender]:
@@ -264,13 +238,7 @@ def _tell(made: Made, goals: dict[str, dict[str, Any]], console: Console) -> Non
     )
     for name, told in made.simulated().items():
         console.print(f"simulated cached share of prompts, {name}: {replaying.spread(told)}", soft_wrap=True)
-    for name, goal in goals.items():
-        met = "met" if goal["met"] else "NOT MET"
-        console.print(f"{met}: {name}: {goal['value']} (wanted {goal['want']})", soft_wrap=True)
-
-
-def _command() -> str:
-    return shlex.join(["scripts/bench", "sglang", *sys.argv[1:]])
+    _found.tell(goals, console)
 
 
 if __name__ == "__main__":

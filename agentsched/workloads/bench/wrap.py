@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import sys
 import tempfile
 import time
@@ -29,13 +28,13 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from agentsched import __version__
 from agentsched.daemon.identity import Identities
 from agentsched.engines.byte_frontend import call_text
 from agentsched.engines.frontend import ChatRequest
+from agentsched.workloads.bench import _found
 from agentsched.workloads.bench.identity import served
 from agentsched.workloads.live_clients import Driver, Run, node_clients
-from agentsched.workloads.summary import describe_host, percentile
+from agentsched.workloads.summary import percentile
 
 RESULT = Path("out/bench/wrap.json")
 AT_ONCE = 2
@@ -189,17 +188,8 @@ def main(npm: Path, runs: int, turns: int, quick: bool, path: Path) -> None:
             for name, why in failed.items():
                 console.print(f"{name}: {why}", markup=False)
     show(rows, console)
-    result = {
-        "agentsched": __version__,
-        "command": f"scripts/bench wrap {shlex.join(sys.argv[1:])}".rstrip(),
-        "host": describe_host(),
-        "seconds": round(time.monotonic() - began_s),
-        "rows": rows,
-        "goals": {},
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    console.print(f"written to {path}")
+    took_s = round(time.monotonic() - began_s)
+    _found.keep(_found.headed("wrap", {"seconds": took_s, "rows": rows, "goals": {}}), path, console)
 
 
 def show(rows: list[dict[str, Any]], console: Console) -> None:
