@@ -228,7 +228,7 @@ def test_the_command_writes_its_results(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(out.read_text())
-    assert told["host"]["threads"] == 1
+    assert told["threads"] == 1
     assert told["goals"] == {}, "a tiny model shows nothing"
     assert told["figures"]["policies"].keys() == {"fcfs-lru", "agentsched"}
     assert told["figures"]["promotion"]["tokens"] == 512
