@@ -1,11 +1,13 @@
 // The page: what is chosen and searched, the keyboard, and where everything goes.
 import type { VNode } from "preact";
-import { useCallback, useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { Detail } from "./detail";
 import { Help } from "./help";
+import { Later } from "./later";
 import { Side, TABS, type Tab } from "./side";
 import type { Standing, Store } from "./store";
 import { Summary } from "./summary";
+import { followSystem, keepTheme, theme as themeNow } from "./theme";
 import { Timebar } from "./timebar";
 import { Timeline } from "./timeline";
 import type { Doing } from "./types";
@@ -28,7 +30,6 @@ interface Props {
 
 const WINDOWS_S = [30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200];
 type Order = "arrival" | "kv" | "waiting";
-const THEME = "agentsched.theme";
 
 export function App(props: Props): VNode {
   const { store, connection } = props;
@@ -40,7 +41,7 @@ export function App(props: Props): VNode {
   const [order, setOrder] = useState<Order>("arrival");
   const [tab, setTab] = useState<Tab>("decisions");
   const [help, setHelp] = useState(false);
-  const [theme, setTheme] = useState(() => document.documentElement.dataset["theme"] ?? "");
+  const [theme, setTheme] = useState(themeNow);
   const box = useRef<HTMLInputElement>(null);
 
   const moment = useMemo(() => store.at(at_s), [store, at_s, props.version]);
@@ -51,10 +52,11 @@ export function App(props: Props): VNode {
   );
   const open = chosen === null ? undefined : moment.programs.find((one) => one.row.program === chosen);
 
-  const flip = useCallback(() => {
-    const dark = theme ? theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-    setTheme(setThemeTo(dark ? "light" : "dark"));
-  }, [theme]);
+  useEffect(() => followSystem(setTheme), []);
+  const flip = (): void => {
+    keepTheme(theme === "dark" ? "light" : "dark");
+    setTheme(themeNow());
+  };
   const move = (by: number): void => {
     const at = programs.findIndex((one) => one.row.program === chosen);
     const next = programs[at < 0 ? (by > 0 ? 0 : programs.length - 1) : Math.max(0, Math.min(programs.length - 1, at + by))];
@@ -117,23 +119,31 @@ export function App(props: Props): VNode {
         <button type="button" class="plain" onClick={() => setHelp(true)} title="Keys and words (?)" aria-label="Help">?</button>
       </header>
       {view.notes.map((note) => <p key={note} class="notice">{note}</p>)}
-      <Summary store={store} moment={moment} choose={choose} filter={filter} setFilter={setFilter} />
+      <Later version={props.version}>
+        {() => <Summary store={store} moment={moment} choose={choose} filter={filter} setFilter={setFilter} />}
+      </Later>
       <main>
         <Timeline
           store={store} programs={programs} at_s={moment.at_s} live={moment.live} span_s={span_s}
           chosen={chosen} theme={theme} choose={(name) => choose(name === chosen ? null : name)}
           empty={<Empty any={moment.programs.length > 0} filter={filter} search={search} />}
         />
-        {open ? (
-          <Detail store={store} standing={open} at_s={moment.at_s} live={moment.live} close={() => choose(null)} choose={choose} />
-        ) : (
-          <Side store={store} moment={moment} tab={tab} setTab={setTab} search={search} choose={choose} />
-        )}
+        <Later version={props.version}>
+          {() => open ? (
+            <Detail store={store} standing={open} at_s={moment.at_s} live={moment.live} close={() => choose(null)} choose={choose} />
+          ) : (
+            <Side store={store} moment={moment} tab={tab} setTab={setTab} search={search} choose={choose} />
+          )}
+        </Later>
       </main>
-      <Timebar
-        store={store} at_s={at_s} now_s={store.now()} travel={travel} loading={props.loading}
-        earlier={props.earlier && (() => props.earlier!(store.begin()))} leave={props.leave}
-      />
+      <Later version={props.version}>
+        {() => (
+          <Timebar
+            store={store} at_s={at_s} now_s={store.now()} travel={travel} loading={props.loading}
+            earlier={props.earlier && (() => props.earlier!(store.begin()))} leave={props.leave}
+          />
+        )}
+      </Later>
       {help && <Help close={() => setHelp(false)} />}
     </div>
   );
@@ -176,24 +186,6 @@ const KEY_DOES: Record<string, (actions: Actions, shift: boolean) => void> = {
 const ICON =
   "data:image/svg+xml," +
   encodeURIComponent('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect width="16" height="16" rx="3" fill="#14202e"/><rect x="2.5" y="3" width="8" height="2.4" rx="1" fill="#56b4e9"/><rect x="5" y="6.8" width="8.5" height="2.4" rx="1" fill="#3cc79a"/><rect x="2.5" y="10.6" width="5" height="2.4" rx="1" fill="#ff9a52"/></svg>');
-
-export function setThemeTo(theme: string): string {
-  document.documentElement.dataset["theme"] = theme;
-  try {
-    localStorage.setItem(THEME, theme);
-  } catch {
-    // a page from a file may have no storage
-  }
-  return theme;
-}
-
-export function keptTheme(): string {
-  try {
-    return localStorage.getItem(THEME) ?? "";
-  } catch {
-    return "";
-  }
-}
 
 /** All of what is recorded, with a little air. */
 const fitting = (length_s: number): number => Math.max(10, 1.02 * length_s);

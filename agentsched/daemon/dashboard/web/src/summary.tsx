@@ -206,8 +206,8 @@ function Waiting(props: { store: Store; moment: Moment; choose(program: string):
   const { moment, filter, setFilter } = props;
   const counts = new Map<Doing, number>();
   for (const { doing } of moment.programs) counts.set(doing, (counts.get(doing) ?? 0) + 1);
-  const waiting = moment.programs.filter((standing) => standing.doing === "gateway");
-  waiting.sort((a, b) => first(a) - first(b) || a.since_s - b.since_s);
+  const waiting = firstInLine(moment.programs);
+  const all = counts.get("gateway") ?? 0;
   const alive = moment.programs.length - (counts.get("ended") ?? 0);
   return (
     <section class="card waiting" aria-label="Who waits for what">
@@ -229,19 +229,33 @@ function Waiting(props: { store: Store; moment: Moment; choose(program: string):
         ))}
       </div>
       <ul class="rows">
-        {waiting.slice(0, 2).map((standing) => (
+        {waiting.map((standing) => (
           <li key={standing.row.program} class="wait" onClick={() => props.choose(standing.row.program)} title={standing.waits}>
             <p><i class="mark gateway" /> <b>{short(standing.row.program, 24)}</b> has waited <span>{seconds(moment.at_s - standing.since_s)}</span>: {standing.waits || (moment.live ? "its turn has not come" : "nobody asked why then")}</p>
           </li>
         ))}
-        {waiting.length > 2 && <li class="more">{waiting.length - 2} more wait for a place</li>}
+        {all > waiting.length && <li class="more">{all - waiting.length} more wait for a place</li>}
         {waiting.length === 0 && <li class="more">Nobody waits for a place.</li>}
       </ul>
     </section>
   );
 }
 
-/** Who holds up the others comes first. */
-function first(standing: Standing): number {
-  return standing.waits.includes("stands before it") ? 1 : 0;
+/** Those two of who waits that hold up the others, and among them who has waited longest. */
+function firstInLine(programs: Standing[]): Standing[] {
+  let first: Standing | undefined;
+  let second: Standing | undefined;
+  for (const standing of programs) {
+    if (standing.doing !== "gateway") continue;
+    if (first === undefined || isBefore(standing, first)) [first, second] = [standing, first];
+    else if (second === undefined || isBefore(standing, second)) second = standing;
+  }
+  return [first, second].filter((standing) => standing !== undefined);
 }
+
+function isBefore(one: Standing, other: Standing): boolean {
+  const behind = isBehind(one);
+  return behind === isBehind(other) ? one.since_s < other.since_s : !behind;
+}
+
+const isBehind = (standing: Standing): boolean => standing.waits.includes("stands before it");

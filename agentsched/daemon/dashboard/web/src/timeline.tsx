@@ -1,9 +1,10 @@
 // The programs: who, what now, and their time from left to right.
-import type { VNode } from "preact";
+import { Component, type VNode } from "preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { List } from "./list";
 import { colours, paint, tickStep, type Colours, type Lane, type Scale } from "./paint";
-import { sentence, type Standing, type Store } from "./store";
+import { sentence } from "./sentence";
+import type { Standing, Store } from "./store";
 import { DOING, clock, seconds, short, tokens } from "./words";
 
 export const ROW_PX = 34;
@@ -99,7 +100,7 @@ export function Timeline(props: Props): VNode {
             draw();
           }}
           render={(standing) => (
-            <Row standing={standing} at_s={at_s} chosen={standing.row.program === chosen} choose={props.choose} />
+            <Row standing={standing} says={sentence(standing, at_s)} chosen={standing.row.program === chosen} choose={props.choose} />
           )}
         />
       </div>
@@ -117,36 +118,49 @@ function place(x: number, y: number): Record<string, string> {
   };
 }
 
-function Row(props: { standing: Standing; at_s: number; chosen: boolean; choose(program: string): void }): VNode {
-  const { standing, at_s, chosen } = props;
-  const { row, doing, kept } = standing;
-  const [, device, host, context] = kept;
-  const nowhere = Math.max(0, context - device - host);
-  const held = device + host > 0 || doing !== "ended" ? tokens(device) : "";
-  const says = sentence(standing, at_s);
-  return (
-    <div
-      class={`program ${chosen ? "chosen" : ""} ${doing === "ended" ? "over" : ""}`}
-      role="option"
-      aria-selected={chosen}
-      onClick={() => props.choose(row.program)}
-    >
-      <span class="who" title={`${row.program}${row.tenant ? ` of ${row.tenant}` : ""}`}>
-        <b>{short(row.program)}</b>
-        <small>{row.tenant !== "default" ? row.tenant : ""}</small>
-      </span>
-      <span class="what" title={says}>
-        <i class={`mark ${doing}`} />
-        <span>{says}</span>
-      </span>
-      <span class="kv" title={`${tokens(device)} on the device, ${tokens(host)} in host memory, ${tokens(nowhere)} of its context nowhere`}>
-        {held}
-        {host > 0 && <small>+{tokens(host)} host</small>}
-        {host === 0 && nowhere > 64 && doing !== "ended" && <small>of {tokens(context)}</small>}
-      </span>
-      <span class="when" />
-    </div>
-  );
+interface RowProps {
+  standing: Standing;
+  says: string;
+  chosen: boolean;
+  choose(program: string): void;
+}
+
+/** Made anew only if it differs. What `choose` does depends on `chosen` alone. */
+class Row extends Component<RowProps> {
+  override shouldComponentUpdate(next: RowProps): boolean {
+    const { standing, says, chosen } = this.props;
+    return next.standing !== standing || next.says !== says || next.chosen !== chosen;
+  }
+
+  override render({ standing, says, chosen, choose }: RowProps): VNode {
+    const { row, doing, kept } = standing;
+    const [, device, host, context] = kept;
+    const nowhere = Math.max(0, context - device - host);
+    const held = device + host > 0 || doing !== "ended" ? tokens(device) : "";
+    return (
+      <div
+        class={`program ${chosen ? "chosen" : ""} ${doing === "ended" ? "over" : ""}`}
+        role="option"
+        aria-selected={chosen}
+        onClick={() => choose(row.program)}
+      >
+        <span class="who" title={`${row.program}${row.tenant ? ` of ${row.tenant}` : ""}`}>
+          <b>{short(row.program)}</b>
+          <small>{row.tenant !== "default" ? row.tenant : ""}</small>
+        </span>
+        <span class="what" title={says}>
+          <i class={`mark ${doing}`} />
+          <span>{says}</span>
+        </span>
+        <span class="kv" title={`${tokens(device)} on the device, ${tokens(host)} in host memory, ${tokens(nowhere)} of its context nowhere`}>
+          {held}
+          {host > 0 && <small>+{tokens(host)} host</small>}
+          {host === 0 && nowhere > 64 && doing !== "ended" && <small>of {tokens(context)}</small>}
+        </span>
+        <span class="when" />
+      </div>
+    );
+  }
 }
 
 function told(store: Store, standing: Standing, when: number): string {

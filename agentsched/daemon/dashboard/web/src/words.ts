@@ -15,6 +15,11 @@ export function seconds(count: number): string {
   return `${(count / 3600).toFixed(1)} h`;
 }
 
+/** The same without tenths: it changes once a second. */
+export function lasting(count: number): string {
+  return count < 120 ? `${Math.max(0, Math.floor(count))} s` : seconds(count);
+}
+
 export function bytes(count: number): string {
   if (count < 1e6) return `${(count / 1e3).toFixed(0)} kB`;
   if (count < 1e9) return `${(count / 1e6).toFixed(0)} MB`;
