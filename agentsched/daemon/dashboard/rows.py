@@ -149,9 +149,8 @@ class HostRow(msgspec.Struct, kw_only=True):
 class Keep(msgspec.Struct, frozen=True, kw_only=True):
     """How much is kept, the latest, by the daemon and by the page alike. None: all of it.
 
-    ``past_s``: nothing of before can be travelled to, so it is kept of no program what it did or held then, and
-    no program that ended then. ``spans`` to ``tools``: of each program, ``gauges`` of each engine, ``items`` of
-    all.
+    ``past_s``: nothing of before can be travelled to, so what a program did and held then is not kept, nor
+    who had ended. ``spans`` to ``tools`` are of each program, ``gauges`` of each engine, ``items`` of all.
     """
 
     past_s: float | None = None

@@ -7,7 +7,7 @@ import { Later } from "./later";
 import { Side, TABS, type Tab } from "./side";
 import type { Standing, Store } from "./store";
 import { Summary } from "./summary";
-import { followSystem, keepTheme, theme as themeNow } from "./theme";
+import { useTheme } from "./theme";
 import { Timebar } from "./timebar";
 import { Timeline } from "./timeline";
 import type { Doing } from "./types";
@@ -41,7 +41,7 @@ export function App(props: Props): VNode {
   const [order, setOrder] = useState<Order>("arrival");
   const [tab, setTab] = useState<Tab>("decisions");
   const [help, setHelp] = useState(false);
-  const [theme, setTheme] = useState(themeNow);
+  const [theme, flip] = useTheme();
   const box = useRef<HTMLInputElement>(null);
 
   const moment = useMemo(() => store.at(at_s), [store, at_s, props.version]);
@@ -52,11 +52,6 @@ export function App(props: Props): VNode {
   );
   const open = chosen === null ? undefined : moment.programs.find((one) => one.row.program === chosen);
 
-  useEffect(() => followSystem(setTheme), []);
-  const flip = (): void => {
-    keepTheme(theme === "dark" ? "light" : "dark");
-    setTheme(themeNow());
-  };
   const move = (by: number): void => {
     const at = programs.findIndex((one) => one.row.program === chosen);
     const next = programs[at < 0 ? (by > 0 ? 0 : programs.length - 1) : Math.max(0, Math.min(programs.length - 1, at + by))];
@@ -71,8 +66,7 @@ export function App(props: Props): VNode {
     setSpan(WINDOWS_S[Math.max(0, Math.min(WINDOWS_S.length - 1, at + by))]!);
   };
 
-  const press = useRef<((event: KeyboardEvent) => void) | null>(null);
-  press.current = (event) => {
+  useKeys((event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const typing = event.target instanceof HTMLElement && event.target.matches("input[type=search], input[type=password]");
     const does = typing ? undefined : KEY_DOES[event.key];
@@ -91,12 +85,7 @@ export function App(props: Props): VNode {
         live: () => travel(store.recorded ? store.view.at_s : null),
       }, event.shiftKey);
     }
-  };
-  useEffect(() => {
-    const listener = (event: KeyboardEvent): void => press.current!(event);
-    window.addEventListener("keydown", listener);
-    return () => window.removeEventListener("keydown", listener);
-  }, []);
+  });
 
   const { view } = store;
   return (
@@ -125,7 +114,7 @@ export function App(props: Props): VNode {
       <main>
         <Timeline
           store={store} programs={programs} at_s={moment.at_s} live={moment.live} span_s={span_s}
-          chosen={chosen} theme={theme} choose={(name) => choose(name === chosen ? null : name)}
+          chosen={chosen} theme={theme} choose={choose}
           empty={<Empty any={moment.programs.length > 0} filter={filter} search={search} />}
         />
         <Later version={props.version}>
@@ -147,6 +136,17 @@ export function App(props: Props): VNode {
       {help && <Help close={() => setHelp(false)} />}
     </div>
   );
+}
+
+/** What is pressed goes to the latest `press`. */
+function useKeys(press: (event: KeyboardEvent) => void): void {
+  const latest = useRef(press);
+  latest.current = press;
+  useEffect(() => {
+    const listener = (event: KeyboardEvent): void => latest.current(event);
+    window.addEventListener("keydown", listener);
+    return () => window.removeEventListener("keydown", listener);
+  }, []);
 }
 
 interface Actions {

@@ -1,36 +1,36 @@
 // Dark or light: as the system is, until somebody says otherwise. The root always says which of them it is.
+import { useEffect, useState } from "preact/hooks";
+
 export type Theme = "dark" | "light";
 
 const KEPT = "agentsched.theme";
 const system = matchMedia("(prefers-color-scheme: dark)");
 
-export function theme(): Theme {
-  return document.documentElement.dataset["theme"] as Theme;
+/** What it is, and what makes it the other one, for the next visits, too. */
+export function useTheme(): [Theme, () => void] {
+  const [theme, set] = useState(() => document.documentElement.dataset["theme"] as Theme);
+  useEffect(() => {
+    const follow = (): void => {
+      if (kept() === null) set(show(ofSystem()));
+    };
+    system.addEventListener("change", follow);
+    return () => system.removeEventListener("change", follow);
+  }, []);
+  return [theme, () => set(keep(show(theme === "dark" ? "light" : "dark")))];
 }
 
-export function setTheme(to: Theme): void {
-  document.documentElement.dataset["theme"] = to;
+function show(theme: Theme): Theme {
+  document.documentElement.dataset["theme"] = theme;
+  return theme;
 }
 
-/** For the next visits, too. */
-export function keepTheme(to: Theme): void {
-  setTheme(to);
+function keep(theme: Theme): Theme {
   try {
-    localStorage.setItem(KEPT, to);
+    localStorage.setItem(KEPT, theme);
   } catch {
     // a page from a file may have no storage
   }
-}
-
-/** Called back when the system changes and nobody has said otherwise; returns what ends that. */
-export function followSystem(changed: (to: Theme) => void): () => void {
-  const follow = (): void => {
-    if (kept() !== null) return;
-    setTheme(ofSystem());
-    changed(ofSystem());
-  };
-  system.addEventListener("change", follow);
-  return () => system.removeEventListener("change", follow);
+  return theme;
 }
 
 const ofSystem = (): Theme => (system.matches ? "dark" : "light");
@@ -44,4 +44,4 @@ function kept(): Theme | null {
   }
 }
 
-setTheme(kept() ?? ofSystem());
+show(kept() ?? ofSystem());

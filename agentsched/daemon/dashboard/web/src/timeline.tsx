@@ -1,8 +1,8 @@
 // The programs: who, what now, and their time from left to right.
 import { Component, type VNode } from "preact";
-import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { List } from "./list";
-import { colours, paint, tickStep, type Colours, type Lane, type Scale } from "./paint";
+import { colours, paint, tickStep, type Lane, type Scale } from "./paint";
 import { sentence } from "./sentence";
 import type { Standing, Store } from "./store";
 import { DOING, clock, seconds, short, tokens } from "./words";
@@ -17,17 +17,16 @@ interface Props {
   span_s: number;
   chosen: string | null;
   theme: string;
-  choose(program: string): void;
+  choose(program: string | null): void;
   empty: VNode;
 }
 
 export function Timeline(props: Props): VNode {
   const { store, programs, at_s, span_s, chosen } = props;
   const canvas = useRef<HTMLCanvasElement>(null);
-  // Kept, since to ask the canvas would have the browser lay out the page in mid-change.
-  const size = useRef({ width: 0, height: 0 });
+  const size = useSize(canvas, () => draw());
   const sight = useRef({ first: 0, end: 0, offset_px: 0 });
-  const palette = useRef<Colours | null>(null);
+  const palette = useMemo(colours, [props.theme]);
   const [hint, setHint] = useState<{ x: number; y: number; text: string } | null>(null);
   const scale: Scale = { from_s: at_s - span_s, to_s: at_s };
   const step = tickStep(span_s, Math.max(1, Math.min(7, Math.floor((size.current.width || 500) / (props.live ? 68 : 84)))));
@@ -37,25 +36,11 @@ export function Timeline(props: Props): VNode {
 
   const draw = (): void => {
     const { first, end, offset_px } = sight.current;
-    palette.current ??= colours();
     const lanes: Lane[] = programs.slice(first, end).map((standing, index) => ({
       standing, top_px: index * ROW_PX - offset_px, row_px: ROW_PX,
     }));
-    if (canvas.current !== null) paint(canvas.current, size.current, lanes, scale, palette.current, ticks);
+    if (canvas.current !== null) paint(canvas.current, size.current, lanes, scale, palette, ticks);
   };
-  useLayoutEffect(() => {
-    palette.current = null;
-  }, [props.theme]);
-  const redraw = useRef(draw);
-  redraw.current = draw;
-  useEffect(() => {
-    const observer = new ResizeObserver(([seen]) => {
-      size.current = { width: seen!.contentRect.width, height: seen!.contentRect.height };
-      redraw.current();
-    });
-    observer.observe(canvas.current!);
-    return () => observer.disconnect();
-  }, []);
 
   const point = (event: MouseEvent): void => {
     const lane = canvas.current!.getBoundingClientRect();
@@ -118,14 +103,36 @@ function place(x: number, y: number): Record<string, string> {
   };
 }
 
+interface Size {
+  width: number;
+  height: number;
+}
+
+/** Kept, since to ask the canvas would have the browser lay out the page in mid-change. */
+function useSize(canvas: { current: HTMLCanvasElement | null }, changed: () => void): { current: Size } {
+  const size = useRef<Size>({ width: 0, height: 0 });
+  const latest = useRef(changed);
+  latest.current = changed;
+  useEffect(() => {
+    const observer = new ResizeObserver(([seen]) => {
+      size.current = { width: seen!.contentRect.width, height: seen!.contentRect.height };
+      latest.current();
+    });
+    observer.observe(canvas.current!);
+    return () => observer.disconnect();
+  }, []);
+  return size;
+}
+
 interface RowProps {
   standing: Standing;
   says: string;
   chosen: boolean;
-  choose(program: string): void;
+  /** Always the same, or rows that are left alone would keep what it knew when they were made. */
+  choose(program: string | null): void;
 }
 
-/** Made anew only if it differs. What `choose` does depends on `chosen` alone. */
+/** Made anew only if it differs. */
 class Row extends Component<RowProps> {
   override shouldComponentUpdate(next: RowProps): boolean {
     const { standing, says, chosen } = this.props;
@@ -142,7 +149,7 @@ class Row extends Component<RowProps> {
         class={`program ${chosen ? "chosen" : ""} ${doing === "ended" ? "over" : ""}`}
         role="option"
         aria-selected={chosen}
-        onClick={() => choose(row.program)}
+        onClick={() => choose(chosen ? null : row.program)}
       >
         <span class="who" title={`${row.program}${row.tenant ? ` of ${row.tenant}` : ""}`}>
           <b>{short(row.program)}</b>
