@@ -1,6 +1,6 @@
 // What a program does, in one line.
 import type { Standing } from "./store";
-import { DOING, lasting, tokens, toolName } from "./words";
+import { DOING, lasting, shortWait, tokens, toolName } from "./words";
 
 export function sentence(standing: Standing, at_s: number): string {
   const { row, doing, tools } = standing;
@@ -8,7 +8,7 @@ export function sentence(standing: Standing, at_s: number): string {
   const call = row.calls.at(-1);
   switch (doing) {
     case "gateway":
-      return standing.waits ? `waits ${lasted} for a place: ${standing.waits}` : `waits ${lasted} for a place`;
+      return shortWait(standing.waits, lasted);
     case "queue":
       return `queued in ${row.home ?? "the engine"} for ${lasted}`;
     case "prefill": {

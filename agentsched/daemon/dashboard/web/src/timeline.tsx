@@ -89,6 +89,10 @@ export function Timeline(props: Props): VNode {
           )}
         />
       </div>
+      <p class="meaning" aria-hidden="true">
+        <span>above: what it does, in the colours of <b>Who waits for what</b></span>
+        <span>below: its context <i class="swatch device" />on the device <i class="swatch host" />in host memory <i class="swatch nowhere" />gone, to be read again</span>
+      </p>
       {hint && <div class="hint" style={place(hint.x, hint.y)}>{hint.text}</div>}
     </section>
   );
@@ -155,7 +159,7 @@ class Row extends Component<RowProps> {
           <b>{short(row.program)}</b>
           <small>{row.tenant !== "default" ? row.tenant : ""}</small>
         </span>
-        <span class="what" title={says}>
+        <span class="what" title={standing.waits || says}>
           <i class={`mark ${doing}`} />
           <span>{says}</span>
         </span>

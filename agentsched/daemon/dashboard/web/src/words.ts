@@ -50,6 +50,18 @@ export const KINDS: { kind: string; name: string; off?: boolean; kinds: string[]
   { kind: "events", name: "events", kinds: ["opened", "closed", "failed", "engine", "host", "engaged"] },
 ];
 
+const BEHIND = /^(.*) stands? before it in line$/;
+
+/** Of why a program waits for a place: another one is to have one first. */
+export const isBehind = (waits: string): boolean => BEHIND.test(waits);
+
+/** For how long and why, in few words. */
+export function shortWait(waits: string, lasted: string): string {
+  const other = BEHIND.exec(waits)?.[1];
+  if (other !== undefined) return `waits ${lasted} behind ${short(other, 16)}`;
+  return waits ? `waits ${lasted}: ${waits}` : `waits ${lasted} for a place`;
+}
+
 /** Models may ask for tools of any name. */
 export function toolName(tool: ToolRow): string {
   const name = tool.command && tool.command !== tool.tool ? `${tool.tool} ${tool.command}` : tool.tool;
