@@ -112,11 +112,15 @@ export function App(props: Props): VNode {
         {() => <Summary store={store} moment={moment} choose={choose} filter={filter} setFilter={setFilter} />}
       </Later>
       <main>
-        <Timeline
-          store={store} programs={programs} at_s={moment.at_s} live={moment.live} span_s={span_s}
-          chosen={chosen} theme={theme} choose={choose}
-          empty={<Empty any={moment.programs.length > 0} filter={filter} search={search} />}
-        />
+        <Later version={props.version}>
+          {() => (
+            <Timeline
+              store={store} programs={programs} at_s={moment.at_s} live={moment.live} span_s={span_s}
+              chosen={chosen} theme={theme} choose={choose}
+              empty={<Empty any={moment.programs.length > 0} filter={filter} search={search} />}
+            />
+          )}
+        </Later>
         <Later version={props.version}>
           {() => open ? (
             <Detail store={store} standing={open} at_s={moment.at_s} live={moment.live} close={() => choose(null)} choose={choose} />
