@@ -126,6 +126,19 @@ async def test_more_than_is_remembered_is_made_good_from_the_core(
     assert len((await watched.live.view(ALL)).programs) == 40
 
 
+async def test_who_watches_is_not_left_because_it_was_busy_for_long(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "TICK_S", 0.0)
+    client = await watched.live.join(ALL, "", never)
+    await told(client)
+    watched.now += 2 * live.LINGER_S
+    watched.open("p")
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert [event for _, event, _ in await told(client)] == ["delta"]
+
+
 async def test_there_is_a_limit_to_who_may_watch(watched: Watched) -> None:
     for _ in range(live.MOST_WATCHERS):
         await watched.live.join(ALL, "", never)

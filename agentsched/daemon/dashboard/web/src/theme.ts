@@ -8,16 +8,17 @@ const system = matchMedia("(prefers-color-scheme: dark)");
 
 /** What it is, and what makes it the other one, for the next visits, too. */
 export function useTheme(): [Theme, () => void] {
-  const [theme, set] = useState(() => document.documentElement.dataset["theme"] as Theme);
+  const [theme, set] = useState(shown);
   useEffect(() => {
-    const follow = (): void => {
-      if (kept() === null) set(show(ofSystem()));
-    };
+    const follow = (): void => set(shown());
+    follow();
     system.addEventListener("change", follow);
     return () => system.removeEventListener("change", follow);
   }, []);
   return [theme, () => set(keep(show(theme === "dark" ? "light" : "dark")))];
 }
+
+const shown = (): Theme => document.documentElement.dataset["theme"] as Theme;
 
 function show(theme: Theme): Theme {
   document.documentElement.dataset["theme"] = theme;
@@ -45,3 +46,4 @@ function kept(): Theme | null {
 }
 
 show(kept() ?? ofSystem());
+system.addEventListener("change", () => show(kept() ?? ofSystem()));
