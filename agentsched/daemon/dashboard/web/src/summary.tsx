@@ -3,7 +3,7 @@ import type { VNode } from "preact";
 import { useMemo } from "preact/hooks";
 import { type EngineStanding, type Moment, type Standing, type Store } from "./store";
 import type { Doing, Gauge } from "./types";
-import { DOING, SHOWN, isBehind, percent, seconds, short, tokens } from "./words";
+import { DOING, SHOWN, isBehind, isTooLarge, percent, seconds, short, tokens } from "./words";
 
 export function Summary(props: { store: Store; moment: Moment; choose(program: string): void; filter: Doing | null; setFilter(doing: Doing | null): void }): VNode {
   return (
@@ -22,8 +22,8 @@ interface Verdict {
   says: string;
 }
 
-/** How near an engine is to needing more KV than it has. */
-export function verdict(standing: EngineStanding, pace_s: number | null): Verdict {
+/** How near an engine is to needing more KV than it has. `full`: there is no room now for who is next. */
+export function verdict(standing: EngineStanding, pace_s: number | null, full: boolean): Verdict {
   const { row, gauge } = standing;
   const [, used, , , , , , need, peak, bound] = gauge;
   const room = row.room_tokens ?? row.capacity_tokens;
@@ -42,6 +42,7 @@ export function verdict(standing: EngineStanding, pace_s: number | null): Verdic
     return { level: "bad", title: `Heading over the edge by ${spare}`, says: `${foreseen}; there is room for ${tokens(room)}, and this policy holds nobody back.` };
   const says = `${foreseen}; ${allowed(bound, room)}.`;
   if (peak > limit) return { level: "near", title: "At the edge, so nobody new is let in", says };
+  if (full) return { level: "near", title: "Full for now, since who is next does not fit", says };
   if (peak > 0.85 * limit) return { level: "near", title: `Near the edge, ${spare} to spare`, says };
   return { level: "good", title: `Far from the edge, ${spare} to spare`, says };
 }
@@ -68,7 +69,9 @@ function Cliff(props: { store: Store; moment: Moment }): VNode {
     return <section class="card cliff"><h2>Distance to the cliff</h2><p class="quiet">How full engines are, only admins see.</p></section>;
   if (moment.engines.length === 0)
     return <section class="card cliff"><h2>Distance to the cliff</h2><p class="quiet">No engine is attached.</p></section>;
-  const judged = moment.engines.map((standing) => ({ standing, verdict: verdict(standing, moment.live ? store.view.pace_s : null) }));
+  const full = moment.programs.some(({ doing, waits }) => doing === "gateway" && isTooLarge(waits));
+  const pace_s = moment.live ? store.view.pace_s : null;
+  const judged = moment.engines.map((standing) => ({ standing, verdict: verdict(standing, pace_s, full) }));
   judged.sort((a, b) => ORDER.indexOf(a.verdict.level) - ORDER.indexOf(b.verdict.level) || load(b.standing) - load(a.standing));
   const worst = judged[0]!;
   return (
@@ -159,7 +162,7 @@ function Holders(props: { store: Store; moment: Moment; choose(program: string):
   return (
     <section class="card holders" aria-label="What holds the KV">
       <h2 title="KV: the keys and values that the engine keeps of what it has read; without them it reads again">
-        What holds the KV <small>{capacity > 0 ? `· ${tokens(used)} of ${tokens(capacity)} tokens` : `· ${tokens(held)} tokens`}{onHost > 0 && `, and ${tokens(onHost)} in host memory`}</small>
+        What holds the KV <small>· {capacity > 0 ? `${tokens(used)} of ${tokens(capacity)}` : tokens(held)} tokens{onHost > 0 && `, ${tokens(onHost)} in host RAM`}</small>
       </h2>
       <div class="stack">
         {holding.slice(0, NAMED).map((standing) => (

@@ -55,10 +55,13 @@ const BEHIND = /^(.*) stands? before it in line$/;
 /** Of why a program waits for a place: another one is to have one first. */
 export const isBehind = (waits: string): boolean => BEHIND.test(waits);
 
+/** Another reason: what it holds would not fit beside what the others hold now. */
+export const isTooLarge = (waits: string): boolean => waits.startsWith("programs would hold ");
+
 /** For how long and why, in few words. */
 export function shortWait(waits: string, lasted: string): string {
   const other = BEHIND.exec(waits)?.[1];
-  if (other !== undefined) return `waits ${lasted} behind ${short(other, 16)}`;
+  if (other !== undefined) return `waits ${lasted} behind ${short(other, 14)}`;
   return waits ? `waits ${lasted}: ${waits}` : `waits ${lasted} for a place`;
 }
 
