@@ -188,7 +188,8 @@ async def _run(serving: Serving, loaded: Loaded, load: Callable[[], Loaded], rea
         reload = Reload(daemon, config, load)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
         watches = ", which only observes" if config.daemon.observe else ""
-        page = f"; see {daemon.url}/dashboard" if daemon.url.startswith("http") else ""
+        seen = config.daemon.dashboard and daemon.url.startswith("http")
+        page = f"; see {daemon.url}/dashboard" if seen else ""
         policy = f"policy {config.daemon.policy}{watches}"
         click.echo(f"agentsched: listening on {daemon.url} ({policy}, {serving.line}){page}")
         if ready_file is not None:

@@ -1,4 +1,7 @@
-"""The OpenAPI document of the daemon's own endpoints, made from the types that they are served with."""
+"""The OpenAPI document of the daemon's own endpoints, made from the types that they are served with.
+
+The dashboard's view is not in it: page and daemon are of one version, and its form changes with any.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,8 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
         "info": {
             "title": "agentsched",
             "version": __version__,
-            "description": "Programs, tenants, the daemon; the APIs that agents speak are their vendors'.",
+            "description": "Programs, tenants, the daemon; the APIs that agents speak are their vendors', "
+            "and the dashboard's view is its page's own.",
         },
         "paths": paths,
         "components": {"schemas": components, "securitySchemes": _KEY_SCHEMES},

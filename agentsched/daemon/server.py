@@ -171,9 +171,8 @@ class Daemon:
                 _log.info("took up %d programs of an earlier daemon", count)
         stack.callback(self._gateway.close)
         await self._start_engines()
-        pages = Pages(self._live, None if settings.log is None else Recording(settings.log))
         app = self._gateway.application(
-            self._operations, pages.routes(), body_limit_bytes=settings.body_limit_bytes
+            self._operations, self._pages(), body_limit_bytes=settings.body_limit_bytes
         )
         # A handler is cancelled when its client goes away: that is how calls learn of it.
         runner = web.AppRunner(
@@ -183,7 +182,8 @@ class Daemon:
         stack.push_async_callback(runner.cleanup)
         await self._listen(runner, listening)
         stack.push_async_callback(self._drain)
-        stack.callback(self._live.close)
+        if self._live is not None:
+            stack.callback(self._live.close)
         sweeper = asyncio.create_task(self._sweep(), name="idle programs")
         stack.push_async_callback(_cancel, sweeper)
 
@@ -200,6 +200,13 @@ class Daemon:
         ready.cancel()
         if self._supervision.done():
             self._supervision.result()
+
+    def _pages(self) -> list[web.RouteDef]:
+        """For people."""
+        if self._live is None:
+            return []
+        log = self._settings.log
+        return Pages(self._live, None if log is None else Recording(log)).routes()
 
     def _make_core(self, database: Database | None) -> Core:
         # An engine may outlive the daemon: it heeds the orders of the highest epoch that it has heard of.
@@ -233,9 +240,12 @@ class Daemon:
         gate = Gate()
         meter = ChargesMeter(self.accounts.charges, self.accounts.slo_ttft_s)
         tenancies = Tenancies(self.accounts, self._make_identities)
-        self._live = Live(core, self._programs, settings.policy, logged=log is not None)
         self._tool_worth = ToolWorth()
-        watchers: list[Watcher] = [self._programs, metrics, meter, self._live, self._tool_worth]
+        watchers: list[Watcher] = [self._programs, metrics, meter, self._tool_worth]
+        self._live: Live | None = None
+        if settings.dashboard:
+            self._live = Live(core, self._programs, settings.policy, logged=log is not None)
+            watchers.append(self._live)
         watchers += self._watchers
         self._keeper: Keeper | None = None
         if database is not None:

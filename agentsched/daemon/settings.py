@@ -143,6 +143,13 @@ class Settings(Section, frozen=True, kw_only=True):
             extra=LIVE | {"choices": tuple(RULES)},
         ),
     ] = frozenset()
+    dashboard: Annotated[
+        bool,
+        Meta(
+            description="Serve the dashboard (docs/dashboard.md), and with it what agentsched top shows. "
+            "Without it their paths are 404."
+        ),
+    ] = True
     body_limit_bytes: Annotated[
         int, Meta(description="Bytes of the largest request that is read.", ge=1024)
     ] = 64 * 1024 * 1024

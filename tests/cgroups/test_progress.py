@@ -103,17 +103,8 @@ HALFWAY = [
 ]
 
 
-@pytest.mark.parametrize(("name", "mark", "share"), HALFWAY)
-def test_the_share_halfway(name: str, mark: bytes, share: float | None) -> None:
-    data = output(name)
-    if mark not in data:
-        pytest.fail(f"{name} has no {mark!r}")
-    told = track(COMMANDS[name], up_to(data, mark))
-    assert (told[-1].done_fraction if told else None) == (None if share is None else pytest.approx(share))
-
-
 # Tools that tell no total do so once the same command has run before.
-BEFORE = [
+RUN_BEFORE = [
     ("pytest_quiet.txt", b"................", 16 / 32),
     ("unittest.txt", b"............", 12 / 40),
     ("unittest_verbose.txt", b"test_10 (utest.T.test_10) ... ok", 3 / 40),
@@ -125,14 +116,16 @@ BEFORE = [
 ]
 
 
-@pytest.mark.parametrize(("name", "mark", "share"), BEFORE)
-def test_the_last_run_of_the_command_gives_the_total(name: str, mark: bytes, share: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "mark", "share", "ran_before"),
+    [*((*case, False) for case in HALFWAY), *((*case, True) for case in RUN_BEFORE)],
+)
+def test_the_share_halfway(name: str, mark: bytes, share: float | None, ran_before: bool) -> None:
     data = output(name)
-    if mark not in data:
-        pytest.fail(f"{name} has no {mark!r}")
-    known = counted(COMMANDS[name], data)
+    assert mark in data
+    known = counted(COMMANDS[name], data) if ran_before else None
     told = track(COMMANDS[name], up_to(data, mark), known)
-    assert told[-1].done_fraction == pytest.approx(share)
+    assert (told[-1].done_fraction if told else None) == (None if share is None else pytest.approx(share))
 
 
 @pytest.mark.parametrize("name", RECORDED)

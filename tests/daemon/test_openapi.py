@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from agentsched.daemon.access import VIEW_PATH
 from agentsched.daemon.keys import hashed
 from tests.cli.test_serve import DEADLINE_S, serving
 from tests.daemon.keyed import ACME, ADMIN_KEY, two_tenants
@@ -46,6 +47,7 @@ async def test_the_document_has_every_endpoint_of_our_own() -> None:
         ("POST", "/agentsched/v1/events"),
         ("DELETE", "/agentsched/admin/tenants/{tenant}/keys/{key}"),
     }
+    assert not [path for path in described["paths"] if path.startswith(VIEW_PATH)], "the page's own"
     names = [
         operation["operationId"] for known in described["paths"].values() for operation in known.values()
     ]

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 import agentsched.daemon.dashboard as package
+from agentsched.core.outlook import Wait
+from agentsched.daemon.dashboard import words
 
 FOLDER = Path(package.__file__).parent
 WEB, STATIC = FOLDER / "web", FOLDER / "static"
@@ -55,3 +57,16 @@ def test_both_sides_name_the_same_fields() -> None:
         mirrored = set(re.findall(r"^  (\w+)\??:", script.group(1), re.M))
         assert mirrored <= fields, name
         assert fields - mirrored <= {"heard_s"}, name
+
+
+def test_the_page_knows_reasons_by_words_that_are_said() -> None:
+    """``words.ts`` tells by them who is behind another, and who is too large for now."""
+    behind = words.wait(Wait(program="p", cause="line", behind="other"), "", None)
+    too_large = words.wait(Wait(program="p", cause="now"), "", None)
+    known = (WEB / "src" / "words.ts").read_text("utf-8")
+    expression = re.search(r"const BEHIND = /(.*)/;", known)
+    begin = re.search(r'waits\.startsWith\("(.*)"\)', known)
+    assert expression is not None
+    assert begin is not None
+    assert re.match(expression[1], behind)
+    assert too_large.startswith(begin[1])

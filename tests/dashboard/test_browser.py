@@ -114,6 +114,21 @@ async def test_what_a_person_sees_and_does(browser: Browser, crowd: Watched) -> 
         assert await page.locator(".travelling").count() == 0
 
 
+async def test_it_is_dark_or_light_as_the_system_is_until_somebody_says(
+    browser: Browser, crowd: Watched
+) -> None:
+    async with crowd.served(still=True) as url, opened(browser, url) as page:
+        await page.emulate_media(color_scheme="dark")
+        await page.wait_for_selector(":root[data-theme=dark]")
+        await page.emulate_media(color_scheme="light")
+        await page.wait_for_selector(":root[data-theme=light]")
+        await page.wait_for_selector(ROWS)
+        await page.keyboard.press("d")
+        await page.wait_for_selector(":root[data-theme=dark]")
+        await page.reload()
+        await page.wait_for_selector(":root[data-theme=dark]")
+
+
 async def test_it_follows_what_happens_and_survives_a_loss(browser: Browser) -> None:
     async with served() as daemon, opened(browser, f"{daemon.url}/dashboard") as page:
         await page.wait_for_selector(".welcome")

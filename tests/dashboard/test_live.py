@@ -12,6 +12,7 @@ from agentsched.core import Core, make_policy
 from agentsched.core import events as ev
 from agentsched.daemon.dashboard import live
 from agentsched.daemon.dashboard.live import Client, Live, Scope
+from agentsched.daemon.dashboard.model import Model
 from agentsched.daemon.errors import ApiError
 from agentsched.daemon.programs import Programs
 
@@ -124,6 +125,23 @@ async def test_more_than_is_remembered_is_made_good_from_the_core(
     for number in range(40):
         watched.open(f"p{number}")
     assert len((await watched.live.view(ALL)).programs) == 40
+
+
+async def test_who_watches_is_not_left_because_the_daemon_was_busy_for_long(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = watched.live._take
+
+    def take_long(model: Model, many: int) -> None:
+        watched.now += 2 * live.LINGER_S
+        take(model, many)
+
+    monkeypatch.setattr(live, "TICK_S", 0.0)
+    await watched.live.join(ALL, "", never)
+    monkeypatch.setattr(watched.live, "_take", take_long)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert watched.live.watched
 
 
 async def test_there_is_a_limit_to_who_may_watch(watched: Watched) -> None:

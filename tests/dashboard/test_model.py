@@ -12,8 +12,8 @@ from agentsched.core import Core, make_policy
 from agentsched.core import decisions as de
 from agentsched.core import events as ev
 from agentsched.core.program_state import Phase
-from agentsched.daemon.dashboard.model import ALL, Model, brief
-from agentsched.daemon.dashboard.rows import Delta, ProgramRow, View
+from agentsched.daemon.dashboard.model import ALL, LIVE, Model, brief
+from agentsched.daemon.dashboard.rows import Delta, Keep, ProgramRow, View
 from agentsched.workloads.simulate import Options, play
 
 Happened = list[tuple[float, ev.AnyEvent, Sequence[de.AnyDecision]]]
@@ -138,6 +138,44 @@ def merge(client: dict[str, Any], news: ProgramRow) -> None:
                 held.append(one)
         lists[name] = held
     client[news.program] = msgspec.structs.replace(news, **lists)
+
+
+def held(model: Model, now: float, tokens: int) -> None:
+    kept = ev.Held(program="p", device_tokens=tokens)
+    report = ev.StepReport(engine="e", free_tokens=100_000 - tokens, evictable_tokens=0, held=(kept,))
+    model.apply(now, report, [])
+
+
+def model_with_a_program(keep: Keep) -> Model:
+    model = Model("agentsched", keep)
+    model.apply(0.0, ev.EngineAttached(engine="e", capacity_tokens=100_000, block_tokens=16), [])
+    model.apply(0.0, ev.ProgramOpened(program="p"), [])
+    return model
+
+
+def test_where_kv_is_has_a_new_sample_only_where_that_can_be_seen() -> None:
+    model = model_with_a_program(ALL)
+    for second in range(1, 101):
+        held(model, float(second), 10_000 + 10 * second)
+    (row,) = model.view(0.0).programs
+    assert len(row.kept) <= 5
+    assert row.kept[-1].device_tokens == 11_000, "what is held now is told exactly"
+
+
+def test_what_nobody_can_travel_to_is_forgotten() -> None:
+    model = model_with_a_program(LIVE)
+    assert LIVE.past_s is not None
+    length_s = 3 * LIVE.past_s
+    for second in range(0, int(length_s), 30):
+        held(model, float(second), 1_000 * (1 + second % 60))
+        model.delta()
+    view = model.view(0.0)
+    assert view.keep == LIVE
+    (row,) = view.programs
+    assert row.kept[0].at_s <= length_s - LIVE.past_s <= row.kept[1].at_s, "where it stood then is known"
+    model.apply(length_s, ev.ProgramClosed(program="p"), [])
+    held(model, length_s + LIVE.past_s + 1, 0)
+    assert model.delta().gone == ["p"]
 
 
 def test_tools_show_what_was_told_of_them() -> None:

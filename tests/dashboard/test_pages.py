@@ -72,6 +72,15 @@ async def test_a_program_shows_with_what_was_decided_about_it() -> None:
         assert told["programs"][0]["program"] == "mine"
 
 
+@pytest.mark.parametrize("path", ["/dashboard", VIEW, f"{VIEW}/stream"])
+async def test_it_can_be_switched_off(path: str) -> None:
+    async with served(dashboard=False) as daemon:
+        status, _, _ = await daemon.chat("hello", program="mine")
+        assert status == 200
+        status, _, _ = await daemon.ask("GET", path)
+        assert status == 404
+
+
 async def test_who_sees_what_where_there_are_keys() -> None:
     async with served(declared=two_tenants()) as daemon:
         await daemon.chat("hello", program="ours", key=ACME)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
 
 import msgspec
 
 from agentsched.core import decisions as de
-from agentsched.daemon.dashboard.rows import CallRow, Doing, Kept, ProgramRow, Span, ToolRow
+from agentsched.daemon.dashboard.rows import CallRow, Doing, Keep, Kept, ProgramRow, Span, ToolRow
 
 _SHOWN: tuple[Doing, ...] = ("decode", "prefill", "queue", "gateway")
 """Where calls do several of these at once, the first is shown: who computes is computing."""
@@ -15,14 +18,8 @@ _SHOWN: tuple[Doing, ...] = ("decode", "prefill", "queue", "gateway")
 SAMPLE_S = 0.25
 """Where KV is, is told several times a second; the page shows no more than this."""
 
-
-@dataclass(slots=True)
-class Most:
-    """How much of a program is kept, the latest; None: all of it."""
-
-    spans: int | None = 400
-    kept: int | None = 400
-    calls: int | None = 80
+SEEN_SHARE = 1 / 40
+"""Of a context: a part that grows by less is drawn no higher."""
 
 
 @dataclass(slots=True)
@@ -39,6 +36,8 @@ class Followed:
     host_tokens: int = 0
     context_tokens: int = 0
     told_wait: str = ""
+    _begun: Kept | None = None
+    """What the last of ``row.kept`` began with; it is what is held now."""
     _calls: dict[str, CallRow] = field(default_factory=dict)
     _tools: dict[str, ToolRow] = field(default_factory=dict)
     _new_spans: int = 0
@@ -76,11 +75,12 @@ class Followed:
         here = Kept(now, self.device_tokens, self.host_tokens, self.context_tokens)
         if kept and kept[-1][1:] == here[1:]:
             return
-        if kept and now < kept[-1].at_s + SAMPLE_S:
+        if kept and (now < kept[-1].at_s + SAMPLE_S or _looks_like(here, self._begun)):
             kept[-1] = here._replace(at_s=kept[-1].at_s)
             self._new_kept = max(1, self._new_kept)
         else:
             kept.append(here)
+            self._begun = here
             self._new_kept += 1
 
     def call(self, name: str) -> CallRow | None:
@@ -131,16 +131,32 @@ class Followed:
         self._new_spans = self._new_kept = 0
         self._new_calls, self._new_tools = {}, {}
 
-    def trim(self, most: Most) -> None:
+    def trim(self, keep: Keep, now: float) -> None:
         """Forget the oldest of what is too much. Nothing may be new."""
         row = self.row
-        if most.spans is not None:
-            del row.spans[: -most.spans]
-        if most.kept is not None:
-            del row.kept[: -most.kept]
-        if most.calls is not None:
-            for call in row.calls[: -most.calls]:
+        _cut(row.spans, keep.spans, keep.past_s, now)
+        _cut(row.kept, keep.kept, keep.past_s, now)
+        if keep.calls is not None:
+            for call in row.calls[: -keep.calls]:
                 self._calls.pop(call.call, None)
-            for tool in row.tools[: -2 * most.calls]:
+            del row.calls[: -keep.calls]
+        if keep.tools is not None:
+            for tool in row.tools[: -keep.tools]:
                 self._tools.pop(tool.tool_call, None)
-            del row.calls[: -most.calls], row.tools[: -2 * most.calls]
+            del row.tools[: -keep.tools]
+
+
+def _looks_like(here: Kept, begun: Kept | None) -> bool:
+    if begun is None:
+        return False
+    seen = SEEN_SHARE * max(here.context_tokens, here.device_tokens + here.host_tokens)
+    return all(abs(now - then) <= seen for now, then in zip(here[1:], begun[1:], strict=True))
+
+
+def _cut(list_: list[Any], most: int | None, past_s: float | None, now: float) -> None:
+    """Drop what is too much, and what was over (the next one had begun) before what can be travelled to."""
+    if most is not None:
+        del list_[:-most]
+    if past_s is not None:
+        begun = bisect_right(list_, now - past_s, key=itemgetter(0))
+        del list_[: max(0, begun - 1)]

@@ -12,8 +12,8 @@ from agentsched.core import decisions as de
 from agentsched.core import events as ev
 from agentsched.core.program_state import Call, Phase, Program
 from agentsched.core.state import State
-from agentsched.daemon.dashboard.followed import Followed, Most
-from agentsched.daemon.dashboard.rows import CallRow, Doing, ProgramRow, ToolRow
+from agentsched.daemon.dashboard.followed import Followed
+from agentsched.daemon.dashboard.rows import CallRow, Doing, Keep, ProgramRow, ToolRow
 
 _PHASES: dict[Phase, Doing] = {
     Phase.WAITING: "gateway",
@@ -27,10 +27,10 @@ PACE_GAIN = 0.05
 class Following:
     """All programs, live ones and those that ended lately. ``pace_s``: seconds from call to call."""
 
-    def __init__(self, most: Most) -> None:
+    def __init__(self, keep: Keep) -> None:
         self.programs: dict[str, Followed] = {}
         self.pace_s: float | None = None
-        self._most = most
+        self._keep = keep
         self._owner: dict[str, Followed] = {}  # of live calls
         self._changed: dict[str, None] = {}
 
@@ -50,8 +50,11 @@ class Following:
         names, self._changed = self._changed, {}
         return (found for name in names if (found := self.programs.get(name)) is not None)
 
-    def forget(self, ended_before_s: float) -> list[str]:
-        """Programs that ended before are shown no more; their names."""
+    def forget(self, now: float) -> list[str]:
+        """Programs that ended too long ago are shown no more; their names."""
+        if self._keep.past_s is None:
+            return []
+        ended_before_s = now - self._keep.past_s
         gone = [
             name
             for name, known in self.programs.items()
@@ -61,8 +64,8 @@ class Following:
             del self.programs[name]
         return gone
 
-    def trim(self, followed: Followed) -> None:
-        followed.trim(self._most)
+    def trim(self, followed: Followed, now: float) -> None:
+        followed.trim(self._keep, now)
 
     # Events
 

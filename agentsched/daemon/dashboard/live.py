@@ -243,10 +243,12 @@ class Live:
         self._looked_s = now
 
     async def _run(self, model: Model) -> None:
-        while self._clock() < self._wanted_s + LINGER_S:
+        while True:
             await asyncio.sleep(TICK_S)
             if any(channel.clients for channel in self._channels.values()):
                 self._wanted_s = self._clock()
+            elif self._clock() >= self._wanted_s + LINGER_S:
+                break
             try:
                 await self._tick(model)
             except Exception:

@@ -7,10 +7,9 @@ asked, ``view`` everything.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
@@ -23,9 +22,9 @@ from agentsched.core.outlook import Outlook, outlooks, waits
 from agentsched.core.standing import worth_at
 from agentsched.core.state import State
 from agentsched.daemon.dashboard import words
-from agentsched.daemon.dashboard.followed import Followed, Most
+from agentsched.daemon.dashboard.followed import Followed
 from agentsched.daemon.dashboard.following import Following
-from agentsched.daemon.dashboard.rows import Delta, EngineRow, Gauge, HostRow, Item, View
+from agentsched.daemon.dashboard.rows import Delta, EngineRow, Gauge, HostRow, Item, Keep, View
 
 T = TypeVar("T")
 
@@ -39,17 +38,10 @@ GAUGE_S = 1.0
 SAME_MOVE_S = 5.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Keep:
-    """How much is kept. Programs that ended are shown for ``ended_s``."""
+LIVE = Keep(past_s=900.0, spans=200, kept=200, calls=40, tools=80, gauges=900, items=3000)
+"""In a running daemon: so much that it stops growing once ``past_s`` have gone by."""
 
-    ended_s: float = 900.0
-    items: int | None = 3000
-    gauges: int | None = 900
-    most: Most = field(default_factory=Most)
-
-
-ALL = Keep(ended_s=math.inf, items=None, gauges=None, most=Most(None, None, None))
+ALL = Keep()
 
 
 @dataclass(slots=True)
@@ -93,13 +85,13 @@ class _Engine:
 class Model:
     """Of one core. ``policy`` is its policy's name."""
 
-    def __init__(self, policy: str, keep: Keep | None = None) -> None:
+    def __init__(self, policy: str, keep: Keep = LIVE) -> None:
         self._policy = policy
-        self._keep = keep or Keep()
-        self._following = Following(self._keep.most)
+        self._keep = keep
+        self._following = Following(keep)
         self._engines: dict[str, _Engine] = {}
         self._hosts: dict[str, HostRow] = {}
-        self._items: deque[Item] = deque(maxlen=self._keep.items)
+        self._items: deque[Item] = deque(maxlen=keep.items)
         self._new_items: dict[int, Item] = {}
         self._moves: dict[tuple[str, str], tuple[Item, int]] = {}
         """The latest moves of a program's KV, by kind, and of how many tokens they are."""
@@ -283,9 +275,9 @@ class Model:
         programs = []
         for known in self._following.changed():
             programs.append(known.news())
-            self._following.trim(known)
+            self._following.trim(known, self.now)
         items, self._new_items = self._new_items, {}
-        gone = self._following.forget(self.now - self._keep.ended_s)
+        gone = self._following.forget(self.now)
         self._moves = {
             about: move for about, move in self._moves.items() if move[0].at_s + SAME_MOVE_S > self.now
         }
@@ -314,6 +306,7 @@ class Model:
             items=list(self._items),
             engines=[engine.row for engine in self._engines.values()],
             hosts=list(self._hosts.values()),
+            keep=self._keep,
             notes=list(notes),
             logged=logged,
         )

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-FORMAT = 1
+FORMAT = 2
 """Of ``View`` and ``Delta``; pages of another one load themselves anew."""
 
 Doing = Literal["gateway", "queue", "prefill", "decode", "tool", "agent", "ended"]
@@ -146,6 +146,22 @@ class HostRow(msgspec.Struct, kw_only=True):
     memory_bytes: int
 
 
+class Keep(msgspec.Struct, frozen=True, kw_only=True):
+    """How much is kept, the latest, by the daemon and by the page alike. None: all of it.
+
+    ``past_s``: nothing of before can be travelled to, so what a program did and held then is not kept, nor
+    who had ended. ``spans`` to ``tools`` are of each program, ``gauges`` of each engine, ``items`` of all.
+    """
+
+    past_s: float | None = None
+    spans: int | None = None
+    kept: int | None = None
+    calls: int | None = None
+    tools: int | None = None
+    gauges: int | None = None
+    items: int | None = None
+
+
 class Delta(msgspec.Struct, kw_only=True):
     """What changed up to ``at_s``. ``gone``: programs that are shown no more. ``pace_s``: seconds from call
     to call of a program, as it was lately."""
@@ -176,6 +192,7 @@ class View(msgspec.Struct, kw_only=True):
     items: list[Item]
     engines: list[EngineRow]
     hosts: list[HostRow]
+    keep: Keep
     scope: str | None = None
     notes: list[str] = []
     logged: bool = False

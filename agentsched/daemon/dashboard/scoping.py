@@ -51,7 +51,7 @@ def _programs(rows: Iterable[ProgramRow], tenant: str, outside: Callable[[str], 
             seat=None if row.seat is None else "engine",
             home=None if row.home is None else "engine",
             why="",
-            waits="it waits for a place" if row.waits else "",
+            waits="its turn has not come" if row.waits else "",
         )
         for row in rows
         if row.tenant == tenant

@@ -1,11 +1,13 @@
 // The page: what is chosen and searched, the keyboard, and where everything goes.
 import type { VNode } from "preact";
-import { useCallback, useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { Detail } from "./detail";
 import { Help } from "./help";
+import { Later } from "./later";
 import { Side, TABS, type Tab } from "./side";
 import type { Standing, Store } from "./store";
 import { Summary } from "./summary";
+import { useTheme } from "./theme";
 import { Timebar } from "./timebar";
 import { Timeline } from "./timeline";
 import type { Doing } from "./types";
@@ -28,7 +30,6 @@ interface Props {
 
 const WINDOWS_S = [30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200];
 type Order = "arrival" | "kv" | "waiting";
-const THEME = "agentsched.theme";
 
 export function App(props: Props): VNode {
   const { store, connection } = props;
@@ -40,7 +41,7 @@ export function App(props: Props): VNode {
   const [order, setOrder] = useState<Order>("arrival");
   const [tab, setTab] = useState<Tab>("decisions");
   const [help, setHelp] = useState(false);
-  const [theme, setTheme] = useState(() => document.documentElement.dataset["theme"] ?? "");
+  const [theme, flip] = useTheme();
   const box = useRef<HTMLInputElement>(null);
 
   const moment = useMemo(() => store.at(at_s), [store, at_s, props.version]);
@@ -51,10 +52,6 @@ export function App(props: Props): VNode {
   );
   const open = chosen === null ? undefined : moment.programs.find((one) => one.row.program === chosen);
 
-  const flip = useCallback(() => {
-    const dark = theme ? theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-    setTheme(setThemeTo(dark ? "light" : "dark"));
-  }, [theme]);
   const move = (by: number): void => {
     const at = programs.findIndex((one) => one.row.program === chosen);
     const next = programs[at < 0 ? (by > 0 ? 0 : programs.length - 1) : Math.max(0, Math.min(programs.length - 1, at + by))];
@@ -69,8 +66,7 @@ export function App(props: Props): VNode {
     setSpan(WINDOWS_S[Math.max(0, Math.min(WINDOWS_S.length - 1, at + by))]!);
   };
 
-  const press = useRef<((event: KeyboardEvent) => void) | null>(null);
-  press.current = (event) => {
+  useKeys((event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const typing = event.target instanceof HTMLElement && event.target.matches("input[type=search], input[type=password]");
     const does = typing ? undefined : KEY_DOES[event.key];
@@ -89,12 +85,7 @@ export function App(props: Props): VNode {
         live: () => travel(store.recorded ? store.view.at_s : null),
       }, event.shiftKey);
     }
-  };
-  useEffect(() => {
-    const listener = (event: KeyboardEvent): void => press.current!(event);
-    window.addEventListener("keydown", listener);
-    return () => window.removeEventListener("keydown", listener);
-  }, []);
+  });
 
   const { view } = store;
   return (
@@ -117,26 +108,49 @@ export function App(props: Props): VNode {
         <button type="button" class="plain" onClick={() => setHelp(true)} title="Keys and words (?)" aria-label="Help">?</button>
       </header>
       {view.notes.map((note) => <p key={note} class="notice">{note}</p>)}
-      <Summary store={store} moment={moment} choose={choose} filter={filter} setFilter={setFilter} />
+      <Later version={props.version}>
+        {() => <Summary store={store} moment={moment} choose={choose} filter={filter} setFilter={setFilter} />}
+      </Later>
       <main>
-        <Timeline
-          store={store} programs={programs} at_s={moment.at_s} live={moment.live} span_s={span_s}
-          chosen={chosen} theme={theme} choose={(name) => choose(name === chosen ? null : name)}
-          empty={<Empty any={moment.programs.length > 0} filter={filter} search={search} />}
-        />
-        {open ? (
-          <Detail store={store} standing={open} at_s={moment.at_s} live={moment.live} close={() => choose(null)} choose={choose} />
-        ) : (
-          <Side store={store} moment={moment} tab={tab} setTab={setTab} search={search} choose={choose} />
-        )}
+        <Later version={props.version}>
+          {() => (
+            <Timeline
+              store={store} programs={programs} at_s={moment.at_s} live={moment.live} span_s={span_s}
+              chosen={chosen} theme={theme} choose={choose}
+              empty={<Empty any={moment.programs.length > 0} filter={filter} search={search} />}
+            />
+          )}
+        </Later>
+        <Later version={props.version}>
+          {() => open ? (
+            <Detail store={store} standing={open} at_s={moment.at_s} live={moment.live} close={() => choose(null)} choose={choose} />
+          ) : (
+            <Side store={store} moment={moment} tab={tab} setTab={setTab} search={search} choose={choose} />
+          )}
+        </Later>
       </main>
-      <Timebar
-        store={store} at_s={at_s} now_s={store.now()} travel={travel} loading={props.loading}
-        earlier={props.earlier && (() => props.earlier!(store.begin()))} leave={props.leave}
-      />
+      <Later version={props.version}>
+        {() => (
+          <Timebar
+            store={store} at_s={at_s} now_s={store.now()} travel={travel} loading={props.loading}
+            earlier={props.earlier && (() => props.earlier!(store.begin()))} leave={props.leave}
+          />
+        )}
+      </Later>
       {help && <Help close={() => setHelp(false)} />}
     </div>
   );
+}
+
+/** What is pressed goes to the latest `press`. */
+function useKeys(press: (event: KeyboardEvent) => void): void {
+  const latest = useRef(press);
+  latest.current = press;
+  useEffect(() => {
+    const listener = (event: KeyboardEvent): void => latest.current(event);
+    window.addEventListener("keydown", listener);
+    return () => window.removeEventListener("keydown", listener);
+  }, []);
 }
 
 interface Actions {
@@ -176,24 +190,6 @@ const KEY_DOES: Record<string, (actions: Actions, shift: boolean) => void> = {
 const ICON =
   "data:image/svg+xml," +
   encodeURIComponent('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect width="16" height="16" rx="3" fill="#14202e"/><rect x="2.5" y="3" width="8" height="2.4" rx="1" fill="#56b4e9"/><rect x="5" y="6.8" width="8.5" height="2.4" rx="1" fill="#3cc79a"/><rect x="2.5" y="10.6" width="5" height="2.4" rx="1" fill="#ff9a52"/></svg>');
-
-export function setThemeTo(theme: string): string {
-  document.documentElement.dataset["theme"] = theme;
-  try {
-    localStorage.setItem(THEME, theme);
-  } catch {
-    // a page from a file may have no storage
-  }
-  return theme;
-}
-
-export function keptTheme(): string {
-  try {
-    return localStorage.getItem(THEME) ?? "";
-  } catch {
-    return "";
-  }
-}
 
 /** All of what is recorded, with a little air. */
 const fitting = (length_s: number): number => Math.max(10, 1.02 * length_s);

@@ -1,7 +1,8 @@
 // One program: facts, its execution graph, and what was decided about it.
 import type { VNode } from "preact";
 import { Decision, Figures } from "./side";
-import { sentence, type Standing, type Store } from "./store";
+import { sentence } from "./sentence";
+import type { Standing, Store } from "./store";
 import type { CallRow, ToolRow } from "./types";
 import { percent, seconds, tokens, toolName } from "./words";
 

@@ -23,23 +23,8 @@ export function List<T>(props: Props<T>): VNode {
   const { items, row_px, keyOf, render, show, onSight } = props;
   const box = useRef<HTMLDivElement>(null);
   const [scroll, setScroll] = useState(0);
-  const [height, setHeight] = useState(0);
-
-  useLayoutEffect(() => {
-    const element = box.current!;
-    const observer = new ResizeObserver(() => setHeight(element.clientHeight));
-    observer.observe(element);
-    setHeight(element.clientHeight);
-    return () => observer.disconnect();
-  }, []);
-
-  useLayoutEffect(() => {
-    const element = box.current!;
-    if (show === undefined || show < 0) return;
-    const top = show * row_px;
-    if (top < element.scrollTop) element.scrollTop = top;
-    else if (top + row_px > element.scrollTop + element.clientHeight) element.scrollTop = top + row_px - element.clientHeight;
-  }, [show, row_px]);
+  const height = useHeight(box);
+  useInSight(box, show, row_px);
 
   const most = Math.max(0, items.length * row_px - height);
   const at = Math.min(scroll, most);
@@ -72,4 +57,28 @@ export function List<T>(props: Props<T>): VNode {
       )}
     </div>
   );
+}
+
+// Hooks apart from the list: an effect keeps all that stood around it when it was made, old items too.
+
+function useInSight(box: { current: HTMLElement | null }, show: number | undefined, row_px: number): void {
+  useLayoutEffect(() => {
+    const element = box.current!;
+    if (show === undefined || show < 0) return;
+    const top = show * row_px;
+    if (top < element.scrollTop) element.scrollTop = top;
+    else if (top + row_px > element.scrollTop + element.clientHeight) element.scrollTop = top + row_px - element.clientHeight;
+  }, [show, row_px]);
+}
+
+function useHeight(box: { current: HTMLElement | null }): number {
+  const [height, setHeight] = useState(0);
+  useLayoutEffect(() => {
+    const element = box.current!;
+    const observer = new ResizeObserver(() => setHeight(element.clientHeight));
+    observer.observe(element);
+    setHeight(element.clientHeight);
+    return () => observer.disconnect();
+  }, []);
+  return height;
 }

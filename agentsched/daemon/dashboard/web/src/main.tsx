@@ -1,7 +1,7 @@
 // Starts the page: of what is recorded in it, or live from the daemon.
 import { render, type VNode } from "preact";
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
-import { App, keptTheme, type Connection } from "./app";
+import { App, type Connection } from "./app";
 import { Store } from "./store";
 import { headers, key, listen, setKey } from "./stream";
 import { FORMAT, type View } from "./types";
@@ -11,8 +11,6 @@ const VIEW = "agentsched/v1/view";
 const EARLIER_S = 3600;
 /** Times go on though nothing happens. */
 const CLOCK_MS = 500;
-
-if (keptTheme()) document.documentElement.dataset["theme"] = keptTheme();
 
 function Live(): VNode | null {
   const store = useRef<Store | null>(null);

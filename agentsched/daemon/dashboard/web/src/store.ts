@@ -1,8 +1,8 @@
 // What is known, and how it stood at any moment of it. Live or recorded, the page shows `at(t)`.
-import { DOING, seconds, tokens, toolName } from "./words";
 import type { CallRow, Delta, Doing, EngineRow, Gauge, Item, Kept, ProgramRow, Span, ToolRow, View } from "./types";
 
-const MOST = { spans: 400, kept: 400, calls: 80, items: 3000, gauges: 900 };
+/** Lists may be longer than they should by this share, so that they are not moved for each that is new. */
+const SPARE = 1.1;
 
 /** One program as it stood at a moment. */
 export interface Standing {
@@ -31,12 +31,15 @@ export interface Moment {
 export class Store {
   view: View;
   readonly programs = new Map<string, ProgramRow>();
-  private readonly heard_ms: number;
+  /** As they stand now: the same until something is heard of them. */
+  private readonly standings = new Map<string, Standing>();
   private heardAt_ms: number;
+  private readonly unixOrigin_s: number;
 
   constructor(view: View, readonly recorded: boolean) {
     this.view = view;
-    this.heard_ms = this.heardAt_ms = performance.now();
+    this.heardAt_ms = performance.now();
+    this.unixOrigin_s = view.unix_s - view.at_s;
     for (const row of view.programs) this.programs.set(row.program, row);
     view.programs = []; // or those that are gone would be kept
   }
@@ -52,27 +55,17 @@ export class Store {
     return this.recorded ? 0 : (performance.now() - this.heardAt_ms) / 1000;
   }
 
-  age(): number {
-    return (performance.now() - this.heard_ms) / 1000;
-  }
-
   unix(at_s: number): number {
-    return this.view.unix_s + at_s - this.unixOrigin;
+    return this.unixOrigin_s + at_s;
   }
-
-  private get unixOrigin(): number {
-    return this.origin ?? (this.origin = this.view.at_s);
-  }
-  private origin: number | undefined;
 
   /** Where what is known begins. */
   begin(): number {
-    const { since_s, at_s } = this.view;
-    return this.recorded ? since_s : Math.max(since_s, at_s - 900);
+    const { since_s, at_s, keep } = this.view;
+    return Math.max(since_s, at_s - (keep.past_s ?? Infinity));
   }
 
   apply(delta: Delta): void {
-    void this.unixOrigin;
     const view = this.view;
     this.heardAt_ms = performance.now();
     view.at_s = delta.at_s;
@@ -82,9 +75,10 @@ export class Store {
     for (const news of delta.programs) this.patch(news);
     for (const name of delta.gone) {
       this.programs.delete(name);
+      this.standings.delete(name);
     }
     for (const item of delta.items) if (!replace(view.items, item)) view.items.push(item);
-    if (view.items.length > MOST.items + 500) view.items.splice(0, view.items.length - MOST.items);
+    cut(view.items, view.keep.items);
     for (const news of delta.engines) this.patchEngine(news);
   }
 
@@ -102,16 +96,18 @@ export class Store {
   }
 
   private patch(news: ProgramRow): void {
+    this.standings.delete(news.program);
     const known = this.programs.get(news.program);
     if (known === undefined || known.opened_s !== news.opened_s) {
       this.programs.set(news.program, news);
       return;
     }
     const { spans, kept, calls, tools } = known;
-    extend(spans, news.spans, (a, b) => a[0] === b[0], MOST.spans);
-    extend(kept, news.kept, (a, b) => a[0] === b[0], MOST.kept);
-    upsert(calls, news.calls, (call) => call.call, MOST.calls);
-    upsert(tools, news.tools, (tool) => tool.tool_call, 2 * MOST.calls);
+    const { keep } = this.view;
+    extend(spans, news.spans, keep.spans, this.begin());
+    extend(kept, news.kept, keep.kept, this.begin());
+    upsert(calls, news.calls, (call) => call.call, keep.calls);
+    upsert(tools, news.tools, (tool) => tool.tool_call, keep.tools);
     Object.assign(known, news, { spans, kept, calls, tools });
   }
 
@@ -122,7 +118,7 @@ export class Store {
       return;
     }
     const gauges = known.gauges;
-    extend(gauges, news.gauges, (a, b) => a[0] === b[0], MOST.gauges);
+    extend(gauges, news.gauges, this.view.keep.gauges, this.begin());
     Object.assign(known, news, { gauges });
   }
 
@@ -134,7 +130,8 @@ export class Store {
     const asItIs = live || (this.recorded && when >= this.view.at_s);
     const said = asItIs ? null : this.waitsUntil(when);
     for (const row of this.programs.values()) {
-      if (row.opened_s <= when) programs.push(this.standing(row, when, live, said));
+      if (live) programs.push(this.standingNow(row, when));
+      else if (row.opened_s <= when) programs.push(this.standing(row, when, live, said));
     }
     const engines: EngineStanding[] = [];
     for (const row of this.view.engines) {
@@ -143,6 +140,15 @@ export class Store {
       engines.push({ row, gauge, recomputed: recomputed(row.gauges, gauge) });
     }
     return { at_s: when, live, programs, engines };
+  }
+
+  private standingNow(row: ProgramRow, now_s: number): Standing {
+    let known = this.standings.get(row.program);
+    if (known === undefined) {
+      known = this.standing(row, now_s, true, null);
+      this.standings.set(row.program, known);
+    }
+    return known;
   }
 
   private standing(row: ProgramRow, when: number, live: boolean, said: Map<string, Item> | null): Standing {
@@ -159,36 +165,6 @@ export class Store {
     }
     const kept: Kept = ended ? [when, 0, 0, 0] : (last(row.kept, when) ?? [when, 0, 0, 0]);
     return { row, doing, since_s: ended ? row.ended_s! : (span?.[0] ?? row.opened_s), kept, tools, waits };
-  }
-}
-
-/** What it does, in one line. */
-export function sentence(standing: Standing, at_s: number): string {
-  const { row, doing, tools } = standing;
-  const lasted = seconds(at_s - standing.since_s);
-  const call = row.calls.at(-1);
-  switch (doing) {
-    case "gateway":
-      return standing.waits ? `waits ${lasted} for a place: ${standing.waits}` : `waits ${lasted} for a place`;
-    case "queue":
-      return `queued in ${row.home ?? "the engine"} for ${lasted}`;
-    case "prefill": {
-      const left = call ? call.prompt_tokens - (call.cached_tokens ?? 0) : 0;
-      return call && left > 0 ? `reads ${tokens(left)} new of ${tokens(call.prompt_tokens)} prompt tokens, ${lasted}` : `reads its prompt, ${lasted}`;
-    }
-    case "decode":
-      return `writes its answer, ${lasted}`;
-    case "tool": {
-      const tool = tools[0];
-      if (tool === undefined) return `runs a tool, ${lasted}`;
-      const done = tool.done_fraction === undefined || tool.ended_s !== undefined ? "" : `, ${(100 * tool.done_fraction).toFixed(0)} % done`;
-      const more = tools.length > 1 ? ` and ${tools.length - 1} more` : "";
-      return `runs ${toolName(tool)}${more} for ${seconds(at_s - tool.began_s)}${done}`;
-    }
-    case "ended":
-      return `ended ${lasted} ago`;
-    default:
-      return `${DOING[doing].name}, ${lasted}`;
   }
 }
 
@@ -236,21 +212,27 @@ function recomputed(gauges: Gauge[], now: Gauge): EngineStanding["recomputed"] {
   return { tokens, share: tokens / (now[4] - before[4]) };
 }
 
-function extend<T>(list: T[], news: T[], same: (a: T, b: T) => boolean, most: number): void {
+function extend<T extends Span | Kept | Gauge>(list: T[], news: T[], most: number | null, begin_s: number): void {
   for (const one of news) {
-    const end = list.at(-1);
-    if (end !== undefined && same(end, one)) list[list.length - 1] = one;
+    if (list.at(-1)?.[0] === one[0]) list[list.length - 1] = one;
     else list.push(one);
   }
-  if (list.length > most + 50) list.splice(0, list.length - most);
+  cut(list, most);
+  const over = indexAt(list, begin_s);
+  if (over > 0 && list.length > SPARE * (list.length - over)) list.splice(0, over);
 }
 
-function upsert<T extends CallRow | ToolRow>(list: T[], news: T[], key: (one: T) => string, most: number): void {
+function upsert<T extends CallRow | ToolRow>(list: T[], news: T[], key: (one: T) => string, most: number | null): void {
   for (const one of news) {
     let at = list.length - 1;
     while (at >= 0 && key(list[at]!) !== key(one)) at--;
     if (at >= 0) list[at] = one;
     else list.push(one);
   }
-  if (list.length > most) list.splice(0, list.length - most);
+  cut(list, most);
+}
+
+/** Only the latest `most`. */
+function cut(list: unknown[], most: number | null): void {
+  if (most !== null && list.length > SPARE * most) list.splice(0, list.length - most);
 }

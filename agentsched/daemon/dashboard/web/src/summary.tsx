@@ -3,7 +3,7 @@ import type { VNode } from "preact";
 import { useMemo } from "preact/hooks";
 import { type EngineStanding, type Moment, type Standing, type Store } from "./store";
 import type { Doing, Gauge } from "./types";
-import { DOING, SHOWN, percent, seconds, short, tokens } from "./words";
+import { DOING, SHOWN, isBehind, isTooLarge, percent, seconds, short, tokens } from "./words";
 
 export function Summary(props: { store: Store; moment: Moment; choose(program: string): void; filter: Doing | null; setFilter(doing: Doing | null): void }): VNode {
   return (
@@ -22,8 +22,8 @@ interface Verdict {
   says: string;
 }
 
-/** How near an engine is to needing more KV than it has. */
-export function verdict(standing: EngineStanding, pace_s: number | null): Verdict {
+/** How near an engine is to needing more KV than it has. `full`: there is no room now for who is next. */
+export function verdict(standing: EngineStanding, pace_s: number | null, full: boolean): Verdict {
   const { row, gauge } = standing;
   const [, used, , , , , , need, peak, bound] = gauge;
   const room = row.room_tokens ?? row.capacity_tokens;
@@ -37,11 +37,12 @@ export function verdict(standing: EngineStanding, pace_s: number | null): Verdic
   const when = pace_s !== null && row.peak_calls !== null ? ` in about ${seconds(row.peak_calls * pace_s)}` : "";
   const foreseen = `Programs with a place are predicted to need ${tokens(peak)} at their peak${when}`;
   if (need > room)
-    return { level: "bad", title: "Over the edge", says: `Programs hold ${tokens(need)} and there is room for ${tokens(room)}. ${foreseen}.` };
+    return { level: "bad", title: `Over the edge${thrashing(standing)}`, says: `Programs need ${tokens(need)} and there is room for ${tokens(room)}. ${foreseen}.` };
   if (bound === null && peak > room)
     return { level: "bad", title: `Heading over the edge by ${spare}`, says: `${foreseen}; there is room for ${tokens(room)}, and this policy holds nobody back.` };
   const says = `${foreseen}; ${allowed(bound, room)}.`;
   if (peak > limit) return { level: "near", title: "At the edge, so nobody new is let in", says };
+  if (full) return { level: "near", title: "Full for now, since who is next does not fit", says };
   if (peak > 0.85 * limit) return { level: "near", title: `Near the edge, ${spare} to spare`, says };
   return { level: "good", title: `Far from the edge, ${spare} to spare`, says };
 }
@@ -56,6 +57,10 @@ function repeated({ recomputed }: EngineStanding): string {
   return recomputed !== null && recomputed.share >= 0.01 ? `; of the last minute's reading ${percent(recomputed.share)} was repeated` : "";
 }
 
+function thrashing({ recomputed }: EngineStanding): string {
+  return recomputed !== null && recomputed.share >= 0.01 ? `: ${percent(recomputed.share)} of what is read had been read before` : "";
+}
+
 const ORDER: Level[] = ["bad", "near", "unknown", "good"];
 
 function Cliff(props: { store: Store; moment: Moment }): VNode {
@@ -64,7 +69,9 @@ function Cliff(props: { store: Store; moment: Moment }): VNode {
     return <section class="card cliff"><h2>Distance to the cliff</h2><p class="quiet">How full engines are, only admins see.</p></section>;
   if (moment.engines.length === 0)
     return <section class="card cliff"><h2>Distance to the cliff</h2><p class="quiet">No engine is attached.</p></section>;
-  const judged = moment.engines.map((standing) => ({ standing, verdict: verdict(standing, moment.live ? store.view.pace_s : null) }));
+  const full = moment.programs.some(({ doing, waits }) => doing === "gateway" && isTooLarge(waits));
+  const pace_s = moment.live ? store.view.pace_s : null;
+  const judged = moment.engines.map((standing) => ({ standing, verdict: verdict(standing, pace_s, full) }));
   judged.sort((a, b) => ORDER.indexOf(a.verdict.level) - ORDER.indexOf(b.verdict.level) || load(b.standing) - load(a.standing));
   const worst = judged[0]!;
   return (
@@ -155,7 +162,7 @@ function Holders(props: { store: Store; moment: Moment; choose(program: string):
   return (
     <section class="card holders" aria-label="What holds the KV">
       <h2 title="KV: the keys and values that the engine keeps of what it has read; without them it reads again">
-        What holds the KV <small>{capacity > 0 ? `· ${tokens(used)} of ${tokens(capacity)} tokens` : `· ${tokens(held)} tokens`}{onHost > 0 && `, and ${tokens(onHost)} in host memory`}</small>
+        What holds the KV <small>· {capacity > 0 ? `${tokens(used)} of ${tokens(capacity)}` : tokens(held)} tokens{onHost > 0 && `, ${tokens(onHost)} in host RAM`}</small>
       </h2>
       <div class="stack">
         {holding.slice(0, NAMED).map((standing) => (
@@ -175,10 +182,10 @@ function Holders(props: { store: Store; moment: Moment; choose(program: string):
         {holding.slice(0, 4).map((standing) => (
           <li key={standing.row.program} onClick={() => props.choose(standing.row.program)}>
             <i class={`mark ${standing.doing}`} />
-            <b title={standing.row.program}>{short(standing.row.program, 30)}</b>
+            <b title={standing.row.program}>{short(standing.row.program, 22)}</b>
             <span>{tokens(standing.kept[1])}</span>
             <em>{percent(standing.kept[1] / whole)}</em>
-            <small>{DOING[standing.doing].name}</small>
+            <small>{DOING[standing.doing].brief}</small>
           </li>
         ))}
         {holding.length > 4 && <li class="more"><i class="mark rest" /><span>{holding.length - 4} {holding.length === 5 ? "other" : "others"}: {tokens(held - holding.slice(0, 4).reduce((sum, one) => sum + one.kept[1], 0))}{cached > 64 && `, ${tokens(cached)} of ended programs`}</span></li>}
@@ -206,8 +213,7 @@ function Waiting(props: { store: Store; moment: Moment; choose(program: string):
   const { moment, filter, setFilter } = props;
   const counts = new Map<Doing, number>();
   for (const { doing } of moment.programs) counts.set(doing, (counts.get(doing) ?? 0) + 1);
-  const waiting = moment.programs.filter((standing) => standing.doing === "gateway");
-  waiting.sort((a, b) => first(a) - first(b) || a.since_s - b.since_s);
+  const waiting = firstInLine(moment.programs);
   const alive = moment.programs.length - (counts.get("ended") ?? 0);
   return (
     <section class="card waiting" aria-label="Who waits for what">
@@ -229,19 +235,48 @@ function Waiting(props: { store: Store; moment: Moment; choose(program: string):
         ))}
       </div>
       <ul class="rows">
-        {waiting.slice(0, 2).map((standing) => (
+        {waiting.map((standing) => (
           <li key={standing.row.program} class="wait" onClick={() => props.choose(standing.row.program)} title={standing.waits}>
-            <p><i class="mark gateway" /> <b>{short(standing.row.program, 24)}</b> has waited <span>{seconds(moment.at_s - standing.since_s)}</span>: {standing.waits || (moment.live ? "its turn has not come" : "nobody asked why then")}</p>
+            <p>
+              <i class={`mark ${standing.doing}`} /> <b>{short(standing.row.program, 24)}</b> {standing.doing === "gateway" ? "has waited" : `is queued in ${standing.row.home ?? "the engine"} for`}{" "}
+              <span>{seconds(moment.at_s - standing.since_s)}</span>: {reason(standing, moment.live)}
+            </p>
           </li>
         ))}
-        {waiting.length > 2 && <li class="more">{waiting.length - 2} more wait for a place</li>}
-        {waiting.length === 0 && <li class="more">Nobody waits for a place.</li>}
+        <li class="more">{others(counts, waiting)}</li>
       </ul>
     </section>
   );
 }
 
-/** Who holds up the others comes first. */
-function first(standing: Standing): number {
-  return standing.waits.includes("stands before it") ? 1 : 0;
+function reason({ doing, waits, kept }: Standing, live: boolean): string {
+  const [, device, host, context] = kept;
+  if (doing === "gateway") return waits || (live ? "its turn has not come" : "nobody asked why then");
+  return context > device + host ? `${tokens(context - device - host)} of its context are to be read` : "others are computed first";
+}
+
+function others(counts: Map<Doing, number>, shown: Standing[]): string {
+  const more = (doing: Doing): number => (counts.get(doing) ?? 0) - shown.filter((standing) => standing.doing === doing).length;
+  const says = [];
+  if (more("gateway") > 0) says.push(`${more("gateway")} more wait for a place`);
+  if (more("queue") > 0) says.push(`${more("queue")} more are queued in engines`);
+  return says.join(", ") || (shown.length === 0 ? "Nobody waits." : "");
+}
+
+/** Of who waits, two: those that hold up the others before all, and of equals who has waited longest. */
+function firstInLine(programs: Standing[]): Standing[] {
+  let first: Standing | undefined;
+  let second: Standing | undefined;
+  for (const standing of programs) {
+    if (standing.doing !== "gateway" && standing.doing !== "queue") continue;
+    if (first === undefined || isBefore(standing, first)) [first, second] = [standing, first];
+    else if (second === undefined || isBefore(standing, second)) second = standing;
+  }
+  return [first, second].filter((standing) => standing !== undefined);
+}
+
+const isBefore = (one: Standing, other: Standing): boolean => rank(one) - rank(other) < 0 || (rank(one) === rank(other) && one.since_s < other.since_s);
+
+function rank({ doing, waits }: Standing): number {
+  return doing === "queue" ? 2 : isBehind(waits) ? 1 : 0;
 }

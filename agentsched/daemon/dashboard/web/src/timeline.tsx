@@ -1,9 +1,10 @@
 // The programs: who, what now, and their time from left to right.
-import type { VNode } from "preact";
-import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { Component, type VNode } from "preact";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { List } from "./list";
-import { colours, paint, tickStep, type Colours, type Lane, type Scale } from "./paint";
-import { sentence, type Standing, type Store } from "./store";
+import { colours, paint, tickStep, type Lane, type Scale } from "./paint";
+import { sentence } from "./sentence";
+import type { Standing, Store } from "./store";
 import { DOING, clock, seconds, short, tokens } from "./words";
 
 export const ROW_PX = 34;
@@ -16,17 +17,16 @@ interface Props {
   span_s: number;
   chosen: string | null;
   theme: string;
-  choose(program: string): void;
+  choose(program: string | null): void;
   empty: VNode;
 }
 
 export function Timeline(props: Props): VNode {
   const { store, programs, at_s, span_s, chosen } = props;
   const canvas = useRef<HTMLCanvasElement>(null);
-  // Kept, since to ask the canvas would have the browser lay out the page in mid-change.
-  const size = useRef({ width: 0, height: 0 });
+  const size = useSize(canvas, () => draw());
   const sight = useRef({ first: 0, end: 0, offset_px: 0 });
-  const palette = useRef<Colours | null>(null);
+  const palette = useMemo(colours, [props.theme]);
   const [hint, setHint] = useState<{ x: number; y: number; text: string } | null>(null);
   const scale: Scale = { from_s: at_s - span_s, to_s: at_s };
   const step = tickStep(span_s, Math.max(1, Math.min(7, Math.floor((size.current.width || 500) / (props.live ? 68 : 84)))));
@@ -36,25 +36,11 @@ export function Timeline(props: Props): VNode {
 
   const draw = (): void => {
     const { first, end, offset_px } = sight.current;
-    palette.current ??= colours();
     const lanes: Lane[] = programs.slice(first, end).map((standing, index) => ({
       standing, top_px: index * ROW_PX - offset_px, row_px: ROW_PX,
     }));
-    if (canvas.current !== null) paint(canvas.current, size.current, lanes, scale, palette.current, ticks);
+    if (canvas.current !== null) paint(canvas.current, size.current, lanes, scale, palette, ticks);
   };
-  useLayoutEffect(() => {
-    palette.current = null;
-  }, [props.theme]);
-  const redraw = useRef(draw);
-  redraw.current = draw;
-  useEffect(() => {
-    const observer = new ResizeObserver(([seen]) => {
-      size.current = { width: seen!.contentRect.width, height: seen!.contentRect.height };
-      redraw.current();
-    });
-    observer.observe(canvas.current!);
-    return () => observer.disconnect();
-  }, []);
 
   const point = (event: MouseEvent): void => {
     const lane = canvas.current!.getBoundingClientRect();
@@ -99,10 +85,14 @@ export function Timeline(props: Props): VNode {
             draw();
           }}
           render={(standing) => (
-            <Row standing={standing} at_s={at_s} chosen={standing.row.program === chosen} choose={props.choose} />
+            <Row standing={standing} says={sentence(standing, at_s)} chosen={standing.row.program === chosen} choose={props.choose} />
           )}
         />
       </div>
+      <p class="meaning" aria-hidden="true">
+        <span>above: what it does, in the colours of <b>Who waits for what</b></span>
+        <span>below: its context <i class="swatch device" />on the device <i class="swatch host" />in host memory <i class="swatch nowhere" />gone, to be read again</span>
+      </p>
       {hint && <div class="hint" style={place(hint.x, hint.y)}>{hint.text}</div>}
     </section>
   );
@@ -117,36 +107,71 @@ function place(x: number, y: number): Record<string, string> {
   };
 }
 
-function Row(props: { standing: Standing; at_s: number; chosen: boolean; choose(program: string): void }): VNode {
-  const { standing, at_s, chosen } = props;
-  const { row, doing, kept } = standing;
-  const [, device, host, context] = kept;
-  const nowhere = Math.max(0, context - device - host);
-  const held = device + host > 0 || doing !== "ended" ? tokens(device) : "";
-  const says = sentence(standing, at_s);
-  return (
-    <div
-      class={`program ${chosen ? "chosen" : ""} ${doing === "ended" ? "over" : ""}`}
-      role="option"
-      aria-selected={chosen}
-      onClick={() => props.choose(row.program)}
-    >
-      <span class="who" title={`${row.program}${row.tenant ? ` of ${row.tenant}` : ""}`}>
-        <b>{short(row.program)}</b>
-        <small>{row.tenant !== "default" ? row.tenant : ""}</small>
-      </span>
-      <span class="what" title={says}>
-        <i class={`mark ${doing}`} />
-        <span>{says}</span>
-      </span>
-      <span class="kv" title={`${tokens(device)} on the device, ${tokens(host)} in host memory, ${tokens(nowhere)} of its context nowhere`}>
-        {held}
-        {host > 0 && <small>+{tokens(host)} host</small>}
-        {host === 0 && nowhere > 64 && doing !== "ended" && <small>of {tokens(context)}</small>}
-      </span>
-      <span class="when" />
-    </div>
-  );
+interface Size {
+  width: number;
+  height: number;
+}
+
+/** Kept, since to ask the canvas would have the browser lay out the page in mid-change. */
+function useSize(canvas: { current: HTMLCanvasElement | null }, changed: () => void): { current: Size } {
+  const size = useRef<Size>({ width: 0, height: 0 });
+  const latest = useRef(changed);
+  latest.current = changed;
+  useEffect(() => {
+    const observer = new ResizeObserver(([seen]) => {
+      size.current = { width: seen!.contentRect.width, height: seen!.contentRect.height };
+      latest.current();
+    });
+    observer.observe(canvas.current!);
+    return () => observer.disconnect();
+  }, []);
+  return size;
+}
+
+interface RowProps {
+  standing: Standing;
+  says: string;
+  chosen: boolean;
+  /** Always the same, or rows that are left alone would keep what it knew when they were made. */
+  choose(program: string | null): void;
+}
+
+/** Made anew only if it differs. */
+class Row extends Component<RowProps> {
+  override shouldComponentUpdate(next: RowProps): boolean {
+    const { standing, says, chosen } = this.props;
+    return next.standing !== standing || next.says !== says || next.chosen !== chosen;
+  }
+
+  override render({ standing, says, chosen, choose }: RowProps): VNode {
+    const { row, doing, kept } = standing;
+    const [, device, host, context] = kept;
+    const nowhere = Math.max(0, context - device - host);
+    const held = device + host > 0 || doing !== "ended" ? tokens(device) : "";
+    return (
+      <div
+        class={`program ${chosen ? "chosen" : ""} ${doing === "ended" ? "over" : ""}`}
+        role="option"
+        aria-selected={chosen}
+        onClick={() => choose(chosen ? null : row.program)}
+      >
+        <span class="who" title={`${row.program}${row.tenant ? ` of ${row.tenant}` : ""}`}>
+          <b>{short(row.program)}</b>
+          <small>{row.tenant !== "default" ? row.tenant : ""}</small>
+        </span>
+        <span class="what" title={standing.waits || says}>
+          <i class={`mark ${doing}`} />
+          <span>{says}</span>
+        </span>
+        <span class="kv" title={`${tokens(device)} on the device, ${tokens(host)} in host memory, ${tokens(nowhere)} of its context nowhere`}>
+          {held}
+          {host > 0 && <small>+{tokens(host)} host</small>}
+          {host === 0 && nowhere > 64 && doing !== "ended" && <small>of {tokens(context)}</small>}
+        </span>
+        <span class="when" />
+      </div>
+    );
+  }
 }
 
 function told(store: Store, standing: Standing, when: number): string {

@@ -1,6 +1,6 @@
 // Mirrors agentsched/daemon/dashboard/rows.py, which says what the fields mean.
 
-export const FORMAT = 1;
+export const FORMAT = 2;
 
 export type Doing = "gateway" | "queue" | "prefill" | "decode" | "tool" | "agent" | "ended";
 
@@ -91,6 +91,16 @@ export interface HostRow {
   memory_bytes: number;
 }
 
+export interface Keep {
+  past_s: number | null;
+  spans: number | null;
+  kept: number | null;
+  calls: number | null;
+  tools: number | null;
+  gauges: number | null;
+  items: number | null;
+}
+
 export interface Delta {
   at_s: number;
   engaged: boolean;
@@ -107,6 +117,7 @@ export interface View extends Omit<Delta, "gone"> {
   policy: string;
   unix_s: number;
   since_s: number;
+  keep: Keep;
   scope: string | null;
   notes: string[];
   logged: boolean;

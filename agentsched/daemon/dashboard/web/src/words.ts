@@ -15,6 +15,11 @@ export function seconds(count: number): string {
   return `${(count / 3600).toFixed(1)} h`;
 }
 
+/** The same without tenths: it changes once a second. */
+export function lasting(count: number): string {
+  return count < 120 ? `${Math.max(0, Math.floor(count))} s` : seconds(count);
+}
+
 export function bytes(count: number): string {
   if (count < 1e6) return `${(count / 1e3).toFixed(0)} kB`;
   if (count < 1e9) return `${(count / 1e6).toFixed(0)} MB`;
@@ -44,6 +49,21 @@ export const KINDS: { kind: string; name: string; off?: boolean; kinds: string[]
   { kind: "order", name: "order", off: true, kinds: ["rank"] },
   { kind: "events", name: "events", kinds: ["opened", "closed", "failed", "engine", "host", "engaged"] },
 ];
+
+const BEHIND = /^(.*) stands? before it in line$/;
+
+/** Of why a program waits for a place: another one is to have one first. */
+export const isBehind = (waits: string): boolean => BEHIND.test(waits);
+
+/** Another reason: what it holds would not fit beside what the others hold now. */
+export const isTooLarge = (waits: string): boolean => waits.startsWith("programs would hold ");
+
+/** For how long and why, in few words. */
+export function shortWait(waits: string, lasted: string): string {
+  const other = BEHIND.exec(waits)?.[1];
+  if (other !== undefined) return `waits ${lasted} behind ${short(other, 14)}`;
+  return waits ? `waits ${lasted}: ${waits}` : `waits ${lasted} for a place`;
+}
 
 /** Models may ask for tools of any name. */
 export function toolName(tool: ToolRow): string {
