@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from agentsched.engines.sglang.recorded import FLAG
 from agentsched.workloads.bench._replay import Plan
 from agentsched.workloads.cores import choose_cores
 from agentsched.workloads.replayed import Replayed, Server, replay
@@ -175,7 +176,7 @@ def play_once(
     with ExitStack() as undo:
         server = SglangServer(
             model,
-            PLUGIN if contender.plugin else (),
+            (*(PLUGIN if contender.plugin else ()), FLAG),
             limits,
             {} if contender.plugin else WITHOUT_PLUGINS,
         )
