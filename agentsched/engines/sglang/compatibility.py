@@ -20,6 +20,7 @@ UNTRIED_VARIABLE = "AGENTSCHED_SGLANG_UNTRIED"
 _CACHE = "sglang.srt.mem_cache.unified_radix_cache:UnifiedRadixCache"
 _TREE = "sglang.srt.mem_cache.unified_cache.unified_tree_core:UnifiedTreeCore"
 _FULL = "sglang.srt.mem_cache.unified_cache.components:FullComponent"
+_RECEIVER = "sglang.srt.managers.scheduler_components.request_receiver:SchedulerRequestReceiver"
 _PROCESSOR = "sglang.srt.sampling.custom_logit_processor:CustomLogitProcessor"
 
 MEMBERS: Mapping[str, tuple[str, ...]] = {
@@ -30,6 +31,7 @@ MEMBERS: Mapping[str, tuple[str, ...]] = {
     f"{_PROCESSOR}.__call__": ("logits", "custom_param_list"),
     "sglang.srt.plugins.hook_registry:HookRegistry.register": ("target", "hook"),
     "sglang.srt.plugins.hook_registry:HookRegistry.apply_hooks": (),
+    f"{_RECEIVER}.recv_requests": ("self", "local_reqs"),
     "sglang.srt.managers.scheduler:Scheduler.process_input_requests": ("self", "recv_reqs"),
     "sglang.srt.managers.scheduler:Scheduler.process_batch_result": ("self", "batch"),
     "sglang.srt.managers.scheduler:Scheduler.get_num_allocatable_reqs": ("self", "running_bs"),
