@@ -7,6 +7,7 @@ from typing import Any
 
 from agentsched.core.decisions import EngineOrder, Release
 from agentsched.engines.sglang.ranks import Ranks, Told
+from agentsched.engines.sglang.retained import TICK_S
 
 
 def release(seq: int) -> Release:
@@ -18,7 +19,8 @@ class Server:
 
     def __init__(self) -> None:
         self.sent: list[EngineOrder] = []
-        self.first, self.other = Ranks(2, self._polled), Ranks(2, None)
+        self.now_s = 100.0
+        self.first, self.other = Ranks(2, self._polled, lambda: self.now_s), Ranks(2, None)
 
     def _polled(self) -> list[EngineOrder]:
         polled, self.sent = self.sent, []
@@ -48,12 +50,14 @@ def test_what_the_first_rank_takes_all_begin_with() -> None:
     assert server.turn() == ([], []), "nothing is new, and time decides nothing"
 
 
-def test_where_orders_stand_the_time_is_told_in_each_turn() -> None:
+def test_where_orders_stand_the_time_is_told_once_a_tick() -> None:
     server = Server()
-    (one,), _ = server.turn(standing=True)
-    (two,), (other,) = server.turn(standing=True)
-    assert one.orders == two.orders == ()
-    assert one.now_s <= two.now_s == other.now_s
+    assert server.turn(standing=True) == ([Told(100.0, ())], [Told(100.0, ())])
+    server.now_s += TICK_S / 2
+    assert server.turn(standing=True) == ([], [])
+    server.now_s += TICK_S
+    assert server.turn() == ([], [])
+    assert server.turn(standing=True) == ([Told(server.now_s, ())], [Told(server.now_s, ())])
 
 
 def test_orders_of_a_turn_that_was_left_out_are_told_in_the_next() -> None:

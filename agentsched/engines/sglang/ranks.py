@@ -3,7 +3,7 @@
 Whatever decides anything here follows from three things: the tree, the orders, and the time. The first rank
 alone listens to the daemon and looks at a clock. What it takes and reads reaches the others, and itself, in
 SGLang's own broadcast of requests at the beginning of a turn, so that every rank knows the same in the same
-turn. Where nothing is ordered the time decides nothing, and nothing is told.
+turn. The time is told once a tick; where nothing is ordered it decides nothing, and nothing is told.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentsched.core.decisions import EngineOrder
+from agentsched.engines.sglang.retained import TICK_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +28,17 @@ class Told:
 class Ranks:
     """One rank of ``size``. ``poll`` gives the first rank what the daemon has sent; None: this is another."""
 
-    def __init__(self, size: int, poll: Callable[[], Sequence[EngineOrder]] | None) -> None:
-        self.size = size
+    def __init__(
+        self,
+        size: int,
+        poll: Callable[[], Sequence[EngineOrder]] | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._size = size
         self._poll = poll
+        self._clock = clock
         self._untold: tuple[EngineOrder, ...] = ()
-
-    @property
-    def first(self) -> bool:
-        return self._poll is not None
+        self._told_s = float("-inf")
 
     def around_receiving(
         self, receive: Callable[..., list[Any]], local: Sequence[Any] | None, *, standing: bool
@@ -42,19 +46,20 @@ class Ranks:
         """In place of ``receive`` on the first rank of several: what it is to tell goes with the requests
         that are its own (``local``). ``standing``: orders stand, so that time decides something."""
         self._untold += tuple(self._polled())
-        if not (self._untold or standing):
+        now = self._clock()
+        if not self._untold and not (standing and now >= self._told_s + TICK_S):
             return receive(local)
-        told = Told(time.monotonic(), self._untold)
+        told = Told(now, self._untold)
         requests = receive([*(local or ()), told])
         # SGLang may skip a turn's requests (--scheduler-recv-interval), on all ranks.
         if any(request is told for request in requests):
-            self._untold = ()
+            self._untold, self._told_s = (), now
         return requests
 
     def begun(self, requests: list[Any]) -> list[Told]:
         """What this turn begins with; it is taken out of the requests that were received."""
-        if self.size == 1:
-            return [Told(time.monotonic(), tuple(self._polled()))]
+        if self._size == 1:
+            return [Told(self._clock(), tuple(self._polled()))]
         told = [request for request in requests if isinstance(request, Told)]
         if told:
             requests[:] = [request for request in requests if not isinstance(request, Told)]
