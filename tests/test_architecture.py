@@ -68,7 +68,7 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
 }
 
 # Imported by SGLang only, in its own environment (tests/sglang).
-INSIDE_SGLANG = ("agentsched.engines.sglang.cache", "agentsched.engines.sglang.scheduling")
+INSIDE_SGLANG = tuple(f"agentsched.engines.sglang.{name}" for name in ("cache", "scheduling", "emitting"))
 
 # What gives time, chance, threads, files or the network. The core has none of them.
 IO_MODULES = frozenset(

@@ -1,8 +1,9 @@
 """Agents of a workload as clients of a server over HTTP: each program's calls and gaps, in real time.
 
 Prompts are tokens, made up from the program's name, so that programs have in common what their scripts say
-and nothing else. An output has the length that its script says, and one token all along, which the request
-forces (``logit_bias``): so the next prompt can hold what was computed, without asking.
+and nothing else. What a call is to say is settled before it is sent, and the server is made to emit it
+(``engines/sglang/recorded.py``): so the next prompt can hold what was computed, without asking, and the KV
+that a call leaves behind is that of the recorded run.
 
 What was recomputed is counted here, in the same way for all servers: tokens of a prompt that an earlier call
 of the program had computed (its prompt and its output but for the last token), as far as they are not cached.
@@ -20,13 +21,13 @@ from typing import Any
 
 import aiohttp
 
+from agentsched.engines.sglang.recorded import fields
 from agentsched.sdk.programs import HEADER
 from agentsched.workloads.scripts import Piece, Script, Turn
 
 FIRST_TOKEN, LAST_TOKEN = 10, 500
 """Of the vocabulary those that stand for text."""
 
-FORCED = 100.0
 SILENCE_S = 900.0
 
 
@@ -95,21 +96,30 @@ class Server:
     scheduled: bool
 
 
-def prompts(script: Script) -> Iterator[tuple[Turn, list[int], int]]:
-    """Each turn with its prompt and the token that its output is forced to be."""
+def prompts(script: Script) -> Iterator[tuple[Turn, list[int], list[int]]]:
+    """Each turn with its prompt and its output. Where the trace spells the next prompt, and that goes on from
+    this one, the output is what it has there; else it is made up, and the next prompt has it."""
     prefix = [token for piece in script.prefix for token in _tokens(f"shared {piece.key}", piece.tokens)]
     context: list[int] = []
     for number, turn in enumerate(script.turns):
         if turn.pieces:
-            context = [token for piece in turn.pieces for token in _piece(piece)]
+            context = _spelt(turn)
         else:
             if turn.fresh or not number:
                 context = list(prefix)
             grown = turn.new_tokens - (len(prefix) if turn.fresh or not number else 0)
             context = context + _tokens(f"{script.program} {number}", grown)
-        output = _tokens(f"{script.program} {number} output", 1)[0]
+        output = _tokens(f"{script.program} {number} output", turn.output_tokens)
+        after = _spelt(script.turns[number + 1]) if number + 1 < len(script.turns) else []
+        if after[: len(context)] == context:
+            said = after[len(context) :][: len(output)]
+            output = said + output[len(said) :]
         yield turn, context, output
-        context = context + [output] * turn.output_tokens
+        context = context + output
+
+
+def _spelt(turn: Turn) -> list[int]:
+    return [token for piece in turn.pieces for token in _piece(piece)]
 
 
 def _piece(piece: Piece) -> list[int]:
@@ -160,8 +170,8 @@ class _Agent:
 
     async def run(self) -> None:
         for turn, prompt, output in prompts(self._script):
-            await self._call(turn, prompt, output)
-            self._computed = prompt + [output] * (turn.output_tokens - 1)
+            await self._call(prompt, output)
+            self._computed = prompt + output[:-1]
             await asyncio.sleep(turn.gap_s)
         if self._server.scheduled:
             url = f"{self._server.url}/agentsched/v1/programs/{self._script.program}"
@@ -169,17 +179,14 @@ class _Agent:
                 if answer.status >= 400:
                     raise ReplayFailed(f"{self._script.program} cannot be ended: {await answer.text()}")
 
-    async def _call(self, turn: Turn, prompt: list[int], output: int) -> None:
+    async def _call(self, prompt: list[int], output: list[int]) -> None:
         body = {
             "model": self._server.model,
             "prompt": prompt,
-            "max_tokens": turn.output_tokens,
             "temperature": 0,
-            "ignore_eos": True,
-            "logit_bias": {str(output): FORCED},
             "stream": True,
             "stream_options": {"include_usage": True},
-        }
+        } | fields(output)
         arrived_s = self._now()
         headers = {HEADER: self._script.program}
         async with self._http.post(
@@ -188,9 +195,9 @@ class _Agent:
             if answer.status != 200:
                 raise ReplayFailed(f"{self._script.program}: {answer.status}: {await answer.text()}")
             first_token_s, usage = await self._read(answer)
-        if usage.get("completion_tokens") != turn.output_tokens or usage.get("prompt_tokens") != len(prompt):
+        if usage.get("completion_tokens") != len(output) or usage.get("prompt_tokens") != len(prompt):
             raise ReplayFailed(
-                f"{self._script.program}: asked for {turn.output_tokens} tokens after {len(prompt)}, and the "
+                f"{self._script.program}: asked for {len(output)} tokens after {len(prompt)}, and the "
                 f"server counted {usage}"
             )
         cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
@@ -202,7 +209,7 @@ class _Agent:
                 ended_s=self._now(),
                 prompt_tokens=len(prompt),
                 cached_tokens=cached,
-                output_tokens=turn.output_tokens,
+                output_tokens=len(output),
                 recomputed_tokens=max(0, _common(self._computed, prompt) - cached),
             )
         )

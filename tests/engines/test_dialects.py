@@ -108,6 +108,13 @@ def test_the_plugin_is_told_whose_a_call_is_and_nothing_else() -> None:
     assert dialect.read is None
 
 
+def test_outputs_are_recorded_where_requests_may_bring_what_emits_them_and_our_package_is_there() -> None:
+    ours: dict[str, Any] = {"plugin": True, "radix_cache_backend": "agentsched"}
+    assert "outputs as requests say" in sglang(enable_custom_logit_processor=True, **ours).service.does
+    assert "outputs as requests say" not in sglang(**ours).service.does
+    assert "outputs as requests say" not in sglang(enable_custom_logit_processor=True).service.does
+
+
 def test_without_fields_bodies_stay_as_they_are() -> None:
     for dialect in (
         sglang(fields=False, enable_session_radix_cache=True, enable_priority_scheduling=True),

@@ -11,8 +11,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from agentsched.engines.sglang.recorded import FLAG
 from agentsched.workloads.sglang_model import write_model
-from agentsched.workloads.sglang_server import SglangServer, missing
+from agentsched.workloads.sglang_server import PLUGIN, SglangServer, missing
 from tests.sglang.serving import Pilot
 
 HERE = Path(__file__).parent
@@ -45,7 +46,7 @@ def sockets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def server(model: Path, sockets: None) -> Iterator[SglangServer]:
-    server = SglangServer(model)
+    server = SglangServer(model, (*PLUGIN, FLAG))
     try:
         server.start()
         yield server

@@ -22,6 +22,7 @@ import pytest_asyncio
 from agentsched.core.decisions import EngineOrder
 from agentsched.core.events import CallFinished, CallStarted, FirstToken, StepReport
 from agentsched.engines.contract import Capabilities, GenerateRequest, RequestRefused, TokenEngine, TokensOut
+from agentsched.engines.sglang.recorded import FLAG, PROCESSOR, parameters
 from agentsched.engines.streams import CallItem, ReportFeed
 from agentsched.engines.upstream.engine import UpstreamEngine, UpstreamSettings
 from agentsched.workloads.sglang_model import VOCABULARY, write_model
@@ -97,6 +98,12 @@ class TokenFace:
                 "ignore_eos": True,
             },
         }
+        if request.recorded is not None:
+            body["custom_logit_processor"] = PROCESSOR
+            body["sampling_params"] |= {
+                "max_new_tokens": len(request.recorded),
+                "custom_params": parameters(request.recorded),
+            }
         if request.salt:
             body["cache_salt"] = request.salt
         async with self._http.post(self._server.url + "/generate", json=body) as answer:
@@ -157,7 +164,6 @@ def _not_tried(reason: str) -> Any:
 
 class TestSglang(EngineContract):
     test_output_ends_before_a_stop_token = _not_tried("sampling is SGLang's own")
-    test_recorded_outputs_are_emitted = _not_tried("not offered: its capabilities say so")
     test_log_probabilities_are_told_where_that_is_claimed = _not_tried("SGLang's own, passed on as it is")
     test_grammars_are_followed_where_that_is_claimed = _not_tried("SGLang's own, passed on as it is")
     test_tenants_share_a_prefix_that_is_declared_shared = _not_tried("SGLang's salts are for whole prompts")
@@ -166,7 +172,7 @@ class TestSglang(EngineContract):
     @staticmethod
     def make(folder: Path) -> TokenEngine:
         write_model(folder)
-        server = SglangServer(folder, (*PLUGIN, "--page-size", str(BLOCK_TOKENS)), LIMITS)
+        server = SglangServer(folder, (*PLUGIN, FLAG, "--page-size", str(BLOCK_TOKENS)), LIMITS)
         server.start()
         return TokenFace(server)
 
@@ -185,7 +191,7 @@ class TestSglang(EngineContract):
         assert limits.ranks
         assert limits.retention
         assert limits.tail_eviction
-        assert not limits.recorded_outputs
+        assert limits.recorded_outputs
         assert not limits.host_tier
 
     async def test_refuses_what_it_cannot_serve(self, lab: Lab) -> None:  # type: ignore[override]

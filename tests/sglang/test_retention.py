@@ -11,6 +11,7 @@ import pytest
 
 from agentsched.core.decisions import YIELDS
 from agentsched.workloads.sglang_server import PLUGIN, SglangServer
+from tests.daemon.serving import until
 from tests.sglang.serving import POOL_TOKENS, Pilot
 
 pytestmark = pytest.mark.timeout(300)
@@ -104,6 +105,7 @@ async def test_calls_wait_for_what_is_pinned_until_nothing_else_goes_on(pilot: P
         await pilot.call(name, 1_100, seed=number)
         await pilot.order(pilot.retain(name, (0, 1_104, 2.0 + number)))
     assert await pilot.call("d", 1_500, seed=9) == 0
+    await until(lambda: pilot.broken, "a lease is broken")
     await pilot.look()
     assert pilot.broken == ["a"]
     assert pilot.held["b"] == pilot.held["c"] == 1_103

@@ -75,4 +75,4 @@ def test_without_an_sglang_it_says_what_is_missing(monkeypatch: pytest.MonkeyPat
 def test_an_unknown_contender_is_refused_by_name(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["--contenders", "vllm", "--out", str(tmp_path / "out.json")])
     assert done.exit_code == 1
-    assert "no contender vllm; there are stock, agentsched, admission, retention" in done.output
+    assert "no contender vllm; there are stock, agentsched, admission, retention, soft" in done.output

@@ -64,8 +64,22 @@ def test_a_prompt_goes_on_from_what_was_computed_until_it_begins_anew() -> None:
     made = list(prompts(Script("p", 0.0, TURNS)))
     (_, first, output), (_, second, _), (_, third, _) = made
     assert [len(prompt) for _, prompt, _ in made] == [40, 55, 20]
-    assert second[:45] == first + [output] * 5
+    assert second[:45] == first + output
     assert third[:10] != first[:10]
+
+
+def test_what_a_trace_spells_is_what_was_said_before_it() -> None:
+    one, two, other = (Piece(name, 16) for name in ("one", "two", "other"))
+    turns = (
+        Turn(0, 20, 0.0, pieces=(one,)),
+        Turn(0, 4, 0.0, pieces=(one, two)),
+        Turn(0, 4, 0.0, pieces=(other,)),
+    )
+    (_, first, output), (_, second, end), (_, third, _) = prompts(Script("p", 0.0, turns))
+    assert len(output) == 20, "the next prompt has but 16 of them; the others are made up"
+    assert second == first + output[:16]
+    assert len(end) == 4
+    assert third[:4] != end
 
 
 def test_programs_have_their_prefix_in_common_and_nothing_else() -> None:
@@ -87,7 +101,9 @@ async def test_what_was_computed_before_and_is_not_cached_counts_as_recomputed()
     assert made.total("cached_tokens") == 21
     assert made.context_tokens() == 24
     assert double.ended == ["p"]
-    assert [list(body["logit_bias"].values()) for _, body in double.asked] == [[100.0]] * 3
+    outputs = [body["custom_params"]["agentsched_recorded"] for _, body in double.asked]
+    assert [len(output) for output in outputs] == [5, 3, 4]
+    assert double.asked[1][1]["prompt"][:45] == double.asked[0][1]["prompt"] + outputs[0]
 
 
 async def test_so_many_live_at_once_and_the_next_begins_when_one_ends() -> None:

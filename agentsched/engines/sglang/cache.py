@@ -7,7 +7,6 @@ admission leaves it alone. Nothing is locked: a running call that needs a page t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -37,11 +36,12 @@ def program_of(request: Any) -> str | None:
 class ByWorth(EvictionStrategy):
     """Which leaf goes first."""
 
-    def __init__(self, retained: Retained) -> None:
-        self._retained = retained
+    def __init__(self, cache: RetainingCache) -> None:
+        self._cache = cache
 
     def get_priority(self, node: Any) -> Priority:
-        return self._retained.priority(node.id, float(node.last_access_time), time.monotonic())
+        cache = self._cache
+        return cache.retained.priority(node.id, float(node.last_access_time), cache.now_s)
 
 
 class RetainingComponent(FullComponent):
@@ -76,7 +76,7 @@ class RetainingComponent(FullComponent):
         if found is None:
             return None
         wanted = max(LEAST_TRIM_TOKENS, self.cache.wanted_tokens - tracker[self.component_type])
-        tail = self._retained.tail_tokens(found, wanted, time.monotonic())
+        tail = self._retained.tail_tokens(found, wanted, self.cache.now_s)
         if tail is not None:
             self._split_off(self.tree_core.node_by_id(found), tail)
         return found
@@ -112,9 +112,11 @@ class RetainingComponent(FullComponent):
 
 
 class RetainingCache(UnifiedRadixCache):
-    """See the module. ``loop`` is what the scheduler's loop does for it, set before the loop begins."""
+    """See the module. ``loop`` is what the scheduler's loop does for it, set before the loop begins;
+    ``now_s`` the monotonic time of its turn, which is one on all ranks (``ranks.py``)."""
 
     loop: Loop
+    now_s = 0.0
 
     def __init__(self, params: Any) -> None:
         self.retained = Retained(params.page_size)
@@ -122,7 +124,7 @@ class RetainingCache(UnifiedRadixCache):
         params.tree_core_backend = "python"  # the one in Rust asks nobody what a node is worth
         params.component_registry_override = {ComponentType.FULL: RetainingComponent}
         super().__init__(params)
-        self.tree_core.eviction_strategy = ByWorth(self.retained)
+        self.tree_core.eviction_strategy = ByWorth(self)
 
     def evict(self, params: Any) -> Any:
         self.wanted_tokens = params.num_tokens
@@ -137,7 +139,7 @@ class RetainingCache(UnifiedRadixCache):
         core = self.tree_core
         return sum(
             tokens
-            for number, tokens in self.retained.held_back(time.monotonic())
+            for number, tokens in self.retained.held_back(self.now_s)
             if core.node_by_id(number).component_data[ComponentType.FULL].lock_ref == 0
         )
 

@@ -20,14 +20,18 @@ UNTRIED_VARIABLE = "AGENTSCHED_SGLANG_UNTRIED"
 _CACHE = "sglang.srt.mem_cache.unified_radix_cache:UnifiedRadixCache"
 _TREE = "sglang.srt.mem_cache.unified_cache.unified_tree_core:UnifiedTreeCore"
 _FULL = "sglang.srt.mem_cache.unified_cache.components:FullComponent"
+_RECEIVER = "sglang.srt.managers.scheduler_components.request_receiver:SchedulerRequestReceiver"
+_PROCESSOR = "sglang.srt.sampling.custom_logit_processor:CustomLogitProcessor"
 
 MEMBERS: Mapping[str, tuple[str, ...]] = {
     "sglang.srt.mem_cache.registry:register_radix_cache_backend": ("name", "factory"),
     "sglang.srt.mem_cache.registry:create_unified_radix_cache": ("ctx", "cache_class"),
     "sglang.srt.mem_cache.evict_policy:EvictionStrategy.get_priority": ("self", "node"),
     "sglang.srt.mem_cache.radix_cache:RadixKey.raw_token_ids": ("self",),
+    f"{_PROCESSOR}.__call__": ("logits", "custom_param_list"),
     "sglang.srt.plugins.hook_registry:HookRegistry.register": ("target", "hook"),
     "sglang.srt.plugins.hook_registry:HookRegistry.apply_hooks": (),
+    f"{_RECEIVER}.recv_requests": ("self", "local_reqs"),
     "sglang.srt.managers.scheduler:Scheduler.process_input_requests": ("self", "recv_reqs"),
     "sglang.srt.managers.scheduler:Scheduler.process_batch_result": ("self", "batch"),
     "sglang.srt.managers.scheduler:Scheduler.get_num_allocatable_reqs": ("self", "running_bs"),
@@ -57,6 +61,7 @@ ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
         "routing_key",
         "session_id",
         "origin_input_ids",
+        "kv",
     ),
     "sglang.srt.managers.schedule_batch:ScheduleBatch": (
         "reqs",

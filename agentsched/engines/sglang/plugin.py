@@ -33,7 +33,7 @@ def make_cache(context: Any) -> Any:
     from agentsched.engines.sglang.scheduling import begin
 
     cache = create_unified_radix_cache(context, cache_class=RetainingCache)
-    begin(cache, port=context.server_args.port)
+    begin(cache, port=context.server_args.port, rank=context.tp_rank, ranks=context.tp_size)
     return cache
 
 
@@ -43,7 +43,7 @@ def check_start(context: Any) -> None:
 
     arguments, params = context.server_args, context.params
     refused = {
-        "--tp-size above 1 (each rank has a tree of its own, and all must evict alike)": context.tp_size > 1,
+        "--attn-cp-size above 1": arguments.attn_cp_size > 1,
         "--pp-size above 1": params.pp_size > 1,
         "--dp-size above 1 (start one server each, and name them all to the daemon)": arguments.dp_size > 1,
         "--disable-radix-cache": context.disable_radix_cache,

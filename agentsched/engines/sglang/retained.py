@@ -20,8 +20,9 @@ from agentsched.engines.sglang.recomputing import Lost
 
 Priority = tuple[float, float]
 
-STALE_S = 0.02
-"""What is held back is looked up so often at least, since worth changes with time alone."""
+TICK_S = 0.02
+"""What is held back is looked up so often at least, since worth changes with time alone; as of the beginning
+of a tick, so that when it was asked last makes no difference."""
 
 
 @dataclass(slots=True)
@@ -155,13 +156,14 @@ class Retained:
         """Numbers of the nodes worth more than new calls may take, and how many tokens of each."""
         if not self.orders.retained():
             return []
-        if now - self._looked_s > STALE_S:
-            self._looked_s = now
+        tick_s = now // TICK_S * TICK_S
+        if tick_s != self._looked_s:
+            self._looked_s = tick_s
             price = self.orders.device_price
             self._held_back = [
                 (number, tokens)
                 for number, node in self._nodes.items()
-                if (tokens := self._tokens_above(price, node, now))
+                if (tokens := self._tokens_above(price, node, tick_s))
             ]
         return self._held_back
 

@@ -1,8 +1,8 @@
 """What SGLang's scheduler does for us in each turn of its loop: take orders, sort its queue, report.
 
-Four hooks, installed when the cache is made: behind the reading of requests, once a turn; behind the sorting
-of the queue, before a batch is chosen, and behind the counting of how many calls may join it; and behind a
-batch, to count it. None waits for anything. Nothing is preempted.
+Hooks, installed when the cache is made: before and behind the reading of requests, once a turn; behind the
+sorting of the queue, before a batch is chosen, and behind the counting of how many calls may join it; behind
+a batch, to count it; and where several ranks receive requests. None waits for anything. Nothing is preempted.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from agentsched.engines.process import ReportPace
 from agentsched.engines.sglang.cache import RetainingCache, program_of
 from agentsched.engines.sglang.channel import Channel
 from agentsched.engines.sglang.place import socket_path
+from agentsched.engines.sglang.ranks import Ranks
 
 ENGINE = "sglang"
 """The daemon gives it another name."""
@@ -29,8 +30,24 @@ STUCK_TURNS = 3
 EXPIRE_S = 10.0
 
 
-def begin(cache: RetainingCache, *, port: int) -> None:
-    """Open the channel, and hook the scheduler's loop."""
+def begin(cache: RetainingCache, *, port: int, rank: int, ranks: int) -> None:
+    """Hook the scheduler's loop, and on the first rank open the channel."""
+    channel = _open(cache, port) if rank == 0 else None
+    cache.now_s = time.monotonic()
+    cache.loop = loop = Loop(cache, channel, Ranks(ranks, channel.poll if channel else None))
+    scheduler, policy = "sglang.srt.managers.scheduler.Scheduler", "sglang.srt.managers.schedule_policy"
+    HookRegistry.register(f"{scheduler}.process_input_requests", _before_input, HookType.BEFORE)
+    HookRegistry.register(f"{scheduler}.process_input_requests", _after_input, HookType.AFTER)
+    HookRegistry.register(f"{scheduler}.process_batch_result", _after_batch, HookType.AFTER)
+    HookRegistry.register(f"{scheduler}.get_num_allocatable_reqs", _after_counting, HookType.AFTER)
+    HookRegistry.register(f"{policy}.SchedulePolicy.calc_priority", _after_sorting, HookType.AFTER)
+    if ranks > 1 and rank == 0:
+        receiver = "sglang.srt.managers.scheduler_components.request_receiver.SchedulerRequestReceiver"
+        HookRegistry.register(f"{receiver}.recv_requests", loop.around_receiving, HookType.AROUND)
+    HookRegistry.apply_hooks()
+
+
+def _open(cache: RetainingCache, port: int) -> Channel:
     capacity_tokens = int(cache.token_to_kv_pool_allocator.size)
     capabilities = Capabilities(
         kind=ENGINE,
@@ -43,14 +60,12 @@ def begin(cache: RetainingCache, *, port: int) -> None:
         tail_eviction=True,
     )
     life = f"{os.getpid()}-{uuid.uuid4().hex}"
-    channel = Channel(socket_path(port), wire.hello(capabilities, life=life))
-    cache.loop = Loop(cache, channel, ReportPace(capacity_tokens))
-    scheduler, policy = "sglang.srt.managers.scheduler.Scheduler", "sglang.srt.managers.schedule_policy"
-    HookRegistry.register(f"{scheduler}.process_input_requests", _after_input, HookType.AFTER)
-    HookRegistry.register(f"{scheduler}.process_batch_result", _after_batch, HookType.AFTER)
-    HookRegistry.register(f"{scheduler}.get_num_allocatable_reqs", _after_counting, HookType.AFTER)
-    HookRegistry.register(f"{policy}.SchedulePolicy.calc_priority", _after_sorting, HookType.AFTER)
-    HookRegistry.apply_hooks()
+    return Channel(socket_path(port), wire.hello(capabilities, life=life))
+
+
+def _before_input(scheduler: Any, requests: list[Any], *arguments: Any, **options: Any) -> None:
+    if isinstance(scheduler.tree_cache, RetainingCache):
+        scheduler.tree_cache.loop.begun(requests)
 
 
 def _after_input(_: Any, scheduler: Any, *arguments: Any, **options: Any) -> None:
@@ -80,12 +95,13 @@ def _after_counting(room: int, scheduler: Any, running: int, *arguments: Any, **
 
 
 class Loop:
-    """One scheduler's turns."""
+    """One scheduler's turns. ``channel``: to the daemon, on the first rank."""
 
-    def __init__(self, cache: RetainingCache, channel: Channel, pace: ReportPace) -> None:
+    def __init__(self, cache: RetainingCache, channel: Channel | None, ranks: Ranks) -> None:
         self._cache = cache
         self._channel = channel
-        self._pace = pace
+        self._ranks = ranks
+        self._pace = ReportPace(int(cache.token_to_kv_pool_allocator.size))
         self._stuck_turns = 0
         self._expire_s = 0.0
         self._told: tuple[int, int] | None = None
@@ -93,8 +109,27 @@ class Loop:
         self._prefilled_tokens = self._decoded_tokens = 0
         self._step_s = 0.0
 
+    def around_receiving(self, receive: Any, receiver: Any, local_reqs: Any = None) -> list[Any]:
+        """On the first rank of several, in place of SGLang's ``recv_requests``."""
+        return self._ranks.around_receiving(
+            lambda local: receive(receiver, local_reqs=local),
+            local_reqs,
+            standing=self._cache.retained.orders.retained(),
+        )
+
+    def begun(self, requests: list[Any]) -> None:
+        """A turn begins, with requests that are about to be read: take its time and its orders."""
+        self._turn_s = time.monotonic()
+        for told in self._ranks.begun(requests):
+            self._cache.now_s = told.now_s
+            if told.orders:
+                self._pace.ordered(told.orders)
+                self._cache.retained.apply(told.orders)
+
     def computed(self, batch: Any) -> None:
-        """A batch was computed in this turn, or has come back in it."""
+        """A batch was computed in this turn, or has come back in it. The first rank counts for all."""
+        if self._channel is None:
+            return
         self._step_s += time.monotonic() - self._turn_s
         if batch.forward_mode.is_extend():
             self._prefilled_tokens += int(batch.extend_num_tokens or 0)
@@ -109,20 +144,23 @@ class Loop:
 
     def turn(self, scheduler: Any) -> None:
         """Takes some microseconds if there is nothing to do."""
-        now = self._turn_s = time.monotonic()
-        retained, channel = self._cache.retained, self._channel
-        if orders := channel.poll():
-            self._pace.ordered(orders)
-            retained.apply(orders)
+        now, retained = self._cache.now_s, self._cache.retained
         if now >= self._expire_s:
             self._expire_s = now + EXPIRE_S
             retained.expire(now)
+            if self._channel is None:
+                retained.take_changes(all_held=False)  # nobody asks this rank
         self._unstick(scheduler, now)
+        if self._channel is not None:
+            self._tell(scheduler, self._channel)
+
+    def _tell(self, scheduler: Any, channel: Channel) -> None:
+        """Whatever the daemon is to hear now."""
         if channel.new:
             channel.greet(self._report(scheduler, snapshot=True))
-        elif channel.linked and self._pace.due(now):
+        elif channel.linked and self._pace.due(self._turn_s):
             report = self._report(scheduler)
-            self._pace.reported(report, now)
+            self._pace.reported(report, self._turn_s)
             told = (report.running, report.queued)
             news = report.step_s or report.held or report.evicted_tokens or report.broken_leases
             if news or told != self._told:

@@ -198,6 +198,7 @@ def _does(
         "what is held, by KV events": events is not None,
         "what is free, by metrics": read,
         "cached tokens of calls": told.cache_report is True,
+        "outputs as requests say": told.recorded,
     }
     return tuple(name for name, does in said.items() if does)
 

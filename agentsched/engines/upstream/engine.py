@@ -109,6 +109,7 @@ class UpstreamEngine:
             ranks=retains or dialect.ranks,
             retention=retains or dialect.pins,
             tail_eviction=retains,
+            recorded_outputs=told.recorded,
             service=dialect.service,
         )
 

@@ -39,7 +39,8 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     ``kind``: ``sglang``, ``vllm`` or ``http``. ``plugin_port``: the HTTP port of the server itself, if our
     plugin is in it. ``first``: which priorities of requests go first, if it heeds them; ``preempts``: for
     one of a better priority it stops calls that run. ``sessions``: it keeps KV by session. ``cache_report``:
-    its ``usage`` says what was cached.
+    its ``usage`` says what was cached. ``recorded``: requests may say what it is to emit (our plugin's
+    environment has what that takes).
     """
 
     kind: str = "http"
@@ -54,6 +55,7 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     sessions: bool = False
     metrics: bool = False
     cache_report: bool | None = None
+    recorded: bool = False
     events: EventsAt | None = None
 
 
@@ -103,18 +105,20 @@ def of_sglang(info: dict[str, Any], host: str) -> Told | None:
     first: Literal["low", "high"] | None = None
     if info.get("enable_priority_scheduling") is True:
         first = "low" if info.get("schedule_low_priority_values_first") is True else "high"
+    plugin = info.get("radix_cache_backend") == PLUGIN
     return Told(
         kind="sglang",
         version=str(info.get("version") or ""),
         capacity_tokens=capacity_tokens,
         block_tokens=_count(info.get("page_size")) or 1,
         max_running=_count(info.get("max_running_requests")),
-        plugin_port=_count(info.get("port")) if info.get("radix_cache_backend") == PLUGIN else 0,
+        plugin_port=_count(info.get("port")) if plugin else 0,
         first=first,
         preempts=first is not None and info.get("disable_priority_preemption") is not True,
         sessions=info.get("enable_session_radix_cache") is True,
         metrics=info.get("enable_metrics") is True,
         cache_report=info.get("enable_cache_report") is True,
+        recorded=plugin and info.get("enable_custom_logit_processor") is True,
         events=_published(info.get("kv_events"), host),
     )
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from agentsched.engines.sglang.recorded import FLAG
 from agentsched.workloads.bench._replay import Plan
 from agentsched.workloads.cores import choose_cores
 from agentsched.workloads.replayed import Replayed, Server, replay
@@ -29,26 +30,33 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """``policy``: of the daemon before the server; None: agents call the server itself."""
+    """``arguments``: of the server, beside those that all have; ``policy``: of the daemon before the server;
+    None: agents call the server itself."""
 
     name: str
     what: str
-    plugin: bool
-    policy: str | None
+    arguments: tuple[str, ...] = ()
+    policy: str | None = None
 
 
-STOCK = Contender(name="stock", what="SGLang alone", plugin=False, policy=None)
-OURS = Contender(name="agentsched", what="the plugin behind the daemon", plugin=True, policy="agentsched")
-ADMISSION = Contender(
-    name="admission", what="the daemon before a stock server", plugin=False, policy="agentsched"
+STOCK = Contender(name="stock", what="SGLang alone")
+OURS = Contender(
+    name="agentsched", what="the plugin behind the daemon", arguments=PLUGIN, policy="agentsched"
 )
+ADMISSION = Contender(name="admission", what="the daemon before a stock server", policy="agentsched")
 RETENTION = Contender(
     name="retention",
     what="the plugin behind the daemon, whose policy (continuum) lets everybody in",
-    plugin=True,
+    arguments=PLUGIN,
     policy="continuum",
 )
-CONTENDERS = {contender.name: contender for contender in (STOCK, OURS, ADMISSION, RETENTION)}
+SOFT = Contender(
+    name="soft",
+    what="sessions of a stock server as pins, behind the daemon; its policy (continuum) lets everybody in",
+    arguments=("--enable-session-radix-cache",),
+    policy="continuum",
+)
+CONTENDERS = {contender.name: contender for contender in (STOCK, OURS, ADMISSION, RETENTION, SOFT)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,9 +183,9 @@ def play_once(
     with ExitStack() as undo:
         server = SglangServer(
             model,
-            PLUGIN if contender.plugin else (),
+            (*contender.arguments, FLAG),
             limits,
-            {} if contender.plugin else WITHOUT_PLUGINS,
+            {} if contender.arguments == PLUGIN else WITHOUT_PLUGINS,
         )
         undo.callback(server.kill)
         say(f"{told}: starting SGLang")

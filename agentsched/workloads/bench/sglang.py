@@ -3,9 +3,9 @@
 Agents of a generated trace, made small enough for the server, call it over HTTP; gaps are waited for. KV is
 sized for the pressure: the mean of the live programs' summed contexts where nothing waits for room, over KV.
 Contenders: stock SGLang; the plugin behind the daemon; and one half of that each (``--contenders``): the
-daemon before a stock server (admission alone), and the plugin under a policy that lets everybody in
-(retention alone). Then what the plugin costs where it has nothing to do. Beside stock SGLang stands the hit
-rate that the simulator tells of the same programs.
+daemon before a stock server (admission alone), and, under a policy that lets everybody in, the plugin
+(retention alone) and a stock server's sessions (soft pins alone). Then what the plugin costs where it has
+nothing to do. Beside stock SGLang stands the hit rate that the simulator tells of the same programs.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class Made:
 )
 @click.option("--out", type=click.Path(path_type=Path), default=OUT, show_default=True)
 def main(quick: bool, contenders: str, pairs: int, record: Path | None, out: Path, **plan: Any) -> None:
-    """agentsched on a real SGLang server, on this CPU: about 30 minutes; ``scripts/demo sglang``, too."""
+    """agentsched on a real SGLang server, on this CPU: about 40 minutes; ``scripts/demo sglang``, too."""
     console, progress = Console(), Console(stderr=True)
     if quick:
         plan |= {"programs": 8, "concurrency": 6, "token_divisor": 30.0, "repeats": 1}
