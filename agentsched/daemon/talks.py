@@ -1,10 +1,10 @@
 """The messages of one call, read as far as it takes to know whose they are.
 
 Agents send their whole conversation again with each call. Where its beginning was seen before, byte for byte,
-all that identity needs of that is remembered (``Prefix``), and only what follows is read. Pieces (messages as
-they came) are compared by XXH3, which reads them as fast as memory gives them. It begins with a secret of this
-process: who does not know that cannot aim at two that are alike, and the chance that two are is 2**-64. What two
-could confuse is one tenant's own.
+all that identity needs of that is remembered (``Prefix``), and only what follows is read. Pieces (messages
+as they came) are compared by XXH3, which reads them as fast as memory gives them. It begins with a secret of
+this process: who does not know that cannot aim at two that are alike, and the chance that two are is 2**-64.
+What two could confuse is one tenant's own.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ _APPLICATION = int.from_bytes(b"agsc", "big")
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 CHECKPOINT_PAGES = 4_000
-"""So much (16 MB) comes into the log before it is copied into the file. Keys of identity are hashes: each batch
-changes nearly every page of their index, and most of what is copied more often is copied in vain."""
+"""So much (16 MB) comes into the log before it is copied into the file. Keys of identity are hashes, so each
+batch changes nearly every page of their index: most of what is copied more often is copied in vain."""
 
 Key = tuple[Any, ...]
 Row = tuple[Any, ...]
