@@ -174,12 +174,8 @@ class PassedCalls(Calls):
         passage.connection, passage.since_s = connection, self._loop.time()
         self._under_way += 1
         passage.server.began(call.prompt_tokens, passage.added)
-        self._loop.call_soon(self._started, call)  # its bytes leave first
-
-    def _started(self, call: PassedCall) -> None:
-        if call.passage is not None:
-            cached = self._estimates.cached_tokens(call.program, call.kind, call.prompt_tokens)
-            self._host.post(ev.CallStarted(call=call.core_name, cached_tokens=cached))
+        cached = self._estimates.cached_tokens(call.program, call.kind, call.prompt_tokens)
+        self._host.post(ev.CallStarted(call=call.core_name, cached_tokens=cached))
 
     def _first_token(self, call: PassedCall) -> None:
         if call.passage is not None:

@@ -192,6 +192,20 @@ class Passage:
     ``first_token`` is called if a stream has one, and ``over`` with the answer's end, or its fault: both
     within the next step of the loop, for bytes leave first."""
 
+    __slots__ = (
+        "_call",
+        "_first_token",
+        "_held_by",
+        "_loop",
+        "_over",
+        "added",
+        "connection",
+        "server",
+        "since_s",
+        "status",
+        "watch",
+    )
+
     def __init__(
         self,
         call: PassedCall,

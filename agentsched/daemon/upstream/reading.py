@@ -67,9 +67,9 @@ _decode = msgspec.json.Decoder(Body).decode
 _decode_others = msgspec.json.Decoder(_Other).decode
 _list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _text = msgspec.json.Decoder(str).decode
-_told = attrgetter("program_id", "metadata", "nvext", "session_id", "session_params")
 _SIGNALS = ("program_id", "metadata", "nvext", "session_id", "session_params")
 _ADDED = ("session_id", "priority", "cache_salt")
+_signals, _added = attrgetter(*_SIGNALS), attrgetter(*_ADDED)
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +95,6 @@ def read(path: str, data: bytes, *, care: bool) -> tuple[Asked, Transcript]:
     if accounting:
         system = system[1:]
     stream = body.stream is True
-    signals = {name: value for name, value in zip(_SIGNALS, _told(body), strict=True) if value is not None}
     if isinstance(body.program_id, str):
         check_program(body.program_id, "program_id")
     asked = Asked(
@@ -103,14 +102,21 @@ def read(path: str, data: bytes, *, care: bool) -> tuple[Asked, Transcript]:
         chat=ChatRequest(
             model=str(body.model), messages=[], tools=body.tools if _are(body.tools, dict) else []
         ),
-        signals=signals,
+        signals=_stated(_SIGNALS, _signals(body)),
         digest=xxh3_64_digest(data, _SEEDS[path]),
         stream=stream,
         max_output_tokens=_limit(body),
         edits=_edits(path, body, stream=stream, accounting=accounting),
-        stated={name: value for name in _ADDED if (value := getattr(body, name)) is not None},
+        stated=_stated(_ADDED, _added(body)),
     )
     return asked, _transcript(path, body, system)
+
+
+def _stated(names: tuple[str, ...], values: tuple[Any, ...]) -> dict[str, Any]:
+    """Those fields that the body has: none, mostly."""
+    if values.count(None) == len(values):
+        return {}
+    return {name: value for name, value in zip(names, values, strict=True) if value is not None}
 
 
 def _edits(path: str, body: Body, *, stream: bool, accounting: bool) -> Edits:
