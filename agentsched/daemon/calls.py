@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from random import randbytes
 from typing import cast
 
 import msgspec
@@ -86,17 +86,11 @@ class Calls:
         """The call of a request: a new one, or the live one that it is a retry of. The caller is
         attached to it until ``leave``. The prompt's first ``shared_tokens`` are shared with all tenants.
         ``deadline_s`` is of the program, and counts where that is new. Raises ``ApiError``."""
-        if self.unavailable is not None:
-            raise self.unavailable
         prepared = fitted(prepared, self.room_tokens)
-        claim = tenancy.identities.resolve(ask)
-        if (live := self._live.get((claim.program, ask.digest))) is not None:
-            live.clients += 1
-            live.attached += 1
-            return live
-        self._check_busy(tenancy, claim)
+        claim = self._claim(tenancy, ask)
+        if isinstance(claim, LiveCall):
+            return claim
         call = LiveCall(
-            name=uuid.uuid4().hex,
             first=self._is_first(claim),
             claim=claim,
             tenancy=tenancy,
@@ -108,12 +102,25 @@ class Calls:
         self._begin(call, deadline_s)
         return call
 
-    def _check_busy(self, tenancy: Tenancy, claim: Claim) -> None:
+    def _claim(self, tenancy: Tenancy, ask: Ask) -> Claim | LiveCall:
+        """The live call that a request is a retry of, to which it is attached now; or the claim of a new
+        call, for which its tenant has room. Raises ``ApiError``."""
+        if self.unavailable is not None:
+            raise self.unavailable
+        claim = tenancy.identities.resolve(ask)
+        live = self._live.get((claim.program, claim.digest))
+        if live is not None and live.can_be_joined:
+            live.clients += 1
+            live.attached += 1
+            return live
         try:
             tenancy.check_busy()
         except ApiError:
             tenancy.identities.given_up(claim)
             raise
+        if live is not None:
+            claim.digest += randbytes(8)  # there are two of it now
+        return claim
 
     def _is_first(self, claim: Claim) -> bool:
         """Whether its program has no answer yet."""
@@ -304,8 +311,7 @@ class Calls:
                 async for item in items:
                     match item:
                         case TokensOut():
-                            call.output_tokens += len(item.tokens)
-                            self._check_length(call)
+                            call.count_output(len(item.tokens))
                             delta = decoder.feed(item.tokens, item.logprobs)
                             self._deliver(call, delta, stops, last=delta.ended)
                             if stops.hit or delta.ended:
@@ -327,12 +333,6 @@ class Calls:
         except EngineGone:
             self._host.lost(engine)
             raise
-
-    def _check_length(self, call: LiveCall) -> None:
-        most = call.prepared.sampling.max_output_tokens
-        if call.prepared.recorded is None and call.output_tokens > most:
-            too_long = f"the engine went on past the {most} tokens that it was asked for"
-            raise ApiError(500, too_long, kind="server_error")
 
     def _deliver(self, call: LiveCall, delta: Delta, stops: StopStrings, *, last: bool = False) -> None:
         text = stops.feed(delta.text)

@@ -152,12 +152,9 @@ class Host:
             self._event_log.go_on(self._core)
         for observe in self._observe:
             observe(now, event, decided)
-        # What engines are told comes before the calls that it is about.
-        for decision in decided:
-            if not isinstance(decision, de.GateOrder):
-                self._carry_out(decision)
-        for decision in decided:
-            if isinstance(decision, de.GateOrder):
+        if decided:
+            # What engines are told comes before the calls that it is about.
+            for decision in sorted(decided, key=lambda decision: isinstance(decision, de.GateOrder)):
                 self._carry_out(decision)
         return True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from random import getrandbits
 
 from agentsched.daemon.answers import Ending, Piece, Usage
 from agentsched.daemon.apis.contract import Request
@@ -23,7 +24,6 @@ class LiveCall:
     knows of it. ``first``: its program had no answer before. ``clients`` have asked for it so far, and
     ``attached`` of them still wait. The first ``shared_tokens`` of its prompt are no secret."""
 
-    name: str
     claim: Claim
     tenancy: Tenancy
     request: Request
@@ -31,6 +31,8 @@ class LiveCall:
     arrived_s: float
     first: bool
     shared_tokens: int = 0
+    name: str = field(default_factory=lambda: f"{getrandbits(128):032x}", init=False)
+    """Tells it from all others, and is no secret."""
     clients: int = field(default=1, init=False)
     attached: int = field(default=1, init=False)
     delivered: bool = field(default=False, init=False)
@@ -70,6 +72,11 @@ class LiveCall:
         )
 
     @property
+    def can_be_joined(self) -> bool:
+        """Whether a retry can still get all of its answer."""
+        return True
+
+    @property
     def held(self) -> bool:
         """Whether it waits at the gate."""
         return self.ticket is not None and self.ticket.held
@@ -106,6 +113,14 @@ class LiveCall:
             raise self.error
         assert self.ending is not None
         return self.ending
+
+    def count_output(self, tokens: int) -> None:
+        """So many more have come. Raises ``ApiError`` (500) if they are more than were asked for."""
+        self.output_tokens += tokens
+        most = self.prepared.sampling.max_output_tokens
+        if self.prepared.recorded is None and self.output_tokens > most:
+            too_long = f"the engine went on past the {most} tokens that it was asked for"
+            raise ApiError(500, too_long, kind="server_error")
 
     def note_asked(self, tool_call: str, tool: str, arguments: str) -> None:
         """Its answer asks for a tool call."""

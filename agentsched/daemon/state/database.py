@@ -30,6 +30,10 @@ _COMPANIONS = ("", "-wal", "-shm")
 _APPLICATION = int.from_bytes(b"agsc", "big")
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
+CHECKPOINT_PAGES = 4_000
+"""So much (16 MB) comes into the log before it is copied into the file. Keys of identity are hashes, so each
+batch changes nearly every page of their index: most of what is copied more often is copied in vain."""
+
 Key = tuple[Any, ...]
 Row = tuple[Any, ...]
 Batch = Mapping[tuple[str, Key], Row | Callable[[], Row] | None]
@@ -144,6 +148,7 @@ class Database:
             self._check(connection)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             self._connection = connection
             self._migrate()
         except BaseException as error:

@@ -82,6 +82,8 @@ class Keeper:
     def observe(self, now: float, event: ev.AnyEvent, decided: Sequence[de.AnyDecision]) -> None:
         """Note whose row is not what it was."""
         match event:
+            case ev.CallStarted() | ev.FirstToken():
+                pass
             case ev.CallArrived():
                 self._calls[event.call] = event.program
                 self._program_changed(event.program)

@@ -20,7 +20,6 @@ import asyncio
 import hashlib
 import logging
 import re
-from random import getrandbits
 from typing import Any, cast
 
 from agentsched.core import events as ev
@@ -36,7 +35,7 @@ from agentsched.daemon.talks import Transcript
 from agentsched.daemon.tenancy import Tenancy
 from agentsched.daemon.upstream.bodies import PassedHeaders, with_added
 from agentsched.daemon.upstream.estimates import Estimates
-from agentsched.daemon.upstream.passage import Passage, PassedCall, UnderWay
+from agentsched.daemon.upstream.passage import Passage, PassedCall
 from agentsched.daemon.upstream.reading import Asked
 from agentsched.daemon.upstream.watching import Seen
 from agentsched.engines.contract import EngineGone, Sampling
@@ -64,8 +63,8 @@ class PassedCalls(Calls):
         super().__init__(*args, **settings)
         self._estimates = Estimates()
         self._ambiguous: Recent[str, None] = Recent(MOST_AMBIGUOUS)
-        self._under_way: dict[str, PassedCall] = {}
-        """By name."""
+        self._under_way = 0
+        """Calls whose answers are on their way."""
         self._released = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         """Kept, as asking for it costs a system call."""
@@ -84,20 +83,10 @@ class PassedCalls(Calls):
     ) -> PassedCall:
         """The call of a request: a new one, or the live one that it is a retry of. The caller is attached
         to it until ``leave``. Raises ``ApiError``."""
-        if self.unavailable is not None:
-            raise self.unavailable
-        claim = tenancy.identities.resolve(ask)
-        live = self._live.get((claim.program, claim.digest))
-        if isinstance(live, PassedCall) and not live.answered:
-            live.clients += 1
-            live.attached += 1
-            return live
-        self._check_busy(tenancy, claim)
-        name = f"{getrandbits(128):032x}"  # names tell calls apart, and are no secret
-        if live is not None:
-            claim.digest += name.encode()  # its first copy is being answered, and cannot be joined any more
+        claim = self._claim(tenancy, ask)
+        if isinstance(claim, LiveCall):
+            return cast("PassedCall", claim)
         call = PassedCall(
-            name=name,
             first=self._is_first(claim),
             claim=claim,
             tenancy=tenancy,
@@ -139,18 +128,17 @@ class PassedCalls(Calls):
             super()._start(call)
             return
         server = cast("UpstreamEngine", engine)
-        added = self._added(call, server)
-        passage = Passage(call, self._first_token, self._over, self._loop)
-        connection = server.send_at_once(_outgoing(call, added), passage)
+        passage = self._passage(call, server)
+        connection = server.send_at_once(_outgoing(call, passage.added), passage)
         if connection is None:
             super()._start(call)
         else:
-            self._sent(call, passage, server, connection, added)
+            self._sent(call, passage, connection)
 
     async def _run(self, call: LiveCall) -> None:
         assert isinstance(call, PassedCall)
         try:
-            while not (call.ended or call.under_way):
+            while not (call.ended or call.passage):
                 try:
                     await self._send(call, cast("UpstreamEngine", await self._pass_gate(call)))
                 except EngineGone as error:
@@ -159,68 +147,56 @@ class PassedCalls(Calls):
             self._fail(call, error)
 
     async def _send(self, call: PassedCall, server: UpstreamEngine) -> None:
-        added = self._added(call, server)
-        passage = Passage(call, self._first_token, self._over, self._loop)
+        passage = self._passage(call, server)
         try:
-            connection = await server.send(_outgoing(call, added), passage)
+            connection = await server.send(_outgoing(call, passage.added), passage)
         except UpstreamFault as fault:
             self._host.lost(server)
             raise EngineGone(str(fault)) from fault
-        self._sent(call, passage, server, connection, added)
+        self._sent(call, passage, connection)
 
-    def _added(self, call: PassedCall, server: UpstreamEngine) -> Added:
+    def _passage(self, call: PassedCall, server: UpstreamEngine) -> Passage:
         asked = call.asked
-        return server.added(
+        added = server.added(
             asked.path,
             call.program,
             _salt(call),
             engaged=self._host.engaged,
             own_session="session_params" in asked.signals,
         )
+        return Passage(call, server, added, self._first_token, self._over, self._loop)
 
-    def _sent(
-        self,
-        call: PassedCall,
-        passage: Passage,
-        server: UpstreamEngine,
-        connection: Connection,
-        added: Added,
-    ) -> None:
+    def _sent(self, call: PassedCall, passage: Passage, connection: Connection) -> None:
         if call.ended:  # while a connection was made
-            server.release(connection)
+            passage.server.release(connection)
             return
-        tokens = call.prompt_tokens
-        call.passage, passage.connection = passage, connection
-        call.under_way = UnderWay(server, connection, self._loop.time(), tokens, added)
-        self._under_way[call.name] = call
-        server.began(tokens, added)
-        self._loop.call_soon(self._started, call)  # its bytes leave first
-
-    def _started(self, call: PassedCall) -> None:
-        if call.under_way is not None:
-            cached = self._estimates.cached_tokens(call.program, call.kind, call.under_way.tokens)
-            self._host.post(ev.CallStarted(call=call.core_name, cached_tokens=cached))
+        call.passage = passage
+        passage.connection, passage.since_s = connection, self._loop.time()
+        self._under_way += 1
+        passage.server.began(call.prompt_tokens, passage.added)
+        cached = self._estimates.cached_tokens(call.program, call.kind, call.prompt_tokens)
+        self._host.post(ev.CallStarted(call=call.core_name, cached_tokens=cached))
 
     def _first_token(self, call: PassedCall) -> None:
-        if call.under_way is not None:
+        if call.passage is not None:
             call.first_s = self._loop.time()
             self._host.post(ev.FirstToken(call=call.core_name))
 
     def _over(self, call: PassedCall, fault: UpstreamFault | None) -> None:
         """All of the answer has come, or it never will."""
-        way = call.under_way
-        if way is None:
+        passage = call.passage
+        if passage is None:
             return  # it was cancelled
         try:
             if fault is None:
-                self._finish(call, way)
+                self._finish(call, passage)
             else:
-                way.server.doubt()
+                passage.server.doubt()
                 self._broke_off(call, fault)
         except Exception as error:
             self._fail(call, error)
         finally:
-            if call.under_way is way:
+            if call.passage is passage:
                 self._release(call)
 
     def _cancel(self, call: LiveCall, error: ApiError) -> None:
@@ -230,13 +206,14 @@ class PassedCalls(Calls):
 
     def _release(self, call: PassedCall) -> None:
         """Its connection is free, or is closed where the answer has not come to its end."""
-        way, passage = call.under_way, call.passage
-        if way is None or passage is None:
+        passage = call.passage
+        if passage is None:
             return
-        call.under_way = None
-        del self._under_way[call.name]
-        way.server.over(way.tokens, way.added)
-        way.server.release(way.connection)
+        assert passage.connection is not None, "it was sent"
+        call.passage = None
+        self._under_way -= 1
+        passage.server.over(call.prompt_tokens, passage.added)
+        passage.server.release(passage.connection)
         passage.close()
         self._released.set()
 
@@ -250,10 +227,9 @@ class PassedCalls(Calls):
         status, code = _STATUS.get(fault.fault, (502, "engine_cut_off"))
         raise ApiError(status, str(fault), kind="server_error", code=code, retry_after_s=RETRY_AFTER_S)
 
-    def _finish(self, call: PassedCall, way: UnderWay) -> None:
-        passage, server = call.passage, way.server
-        assert passage is not None
-        assert passage.watch is not None
+    def _finish(self, call: PassedCall, passage: Passage) -> None:
+        server = passage.server
+        assert passage.watch is not None, "an answer begins with its head"
         if passage.status >= 400:
             self._end_badly(call, ApiError(passage.status, f"the engine answered {passage.status}"))
             return
@@ -263,7 +239,7 @@ class PassedCalls(Calls):
             server.computed(
                 prefilled_tokens=done.prompt_tokens - done.cached_tokens,
                 output_tokens=done.output_tokens,
-                prefill_s=call.first_s - way.since_s,
+                prefill_s=call.first_s - passage.since_s,
             )
         if self._host.engine(server.name) is server:
             self._host.post(done)

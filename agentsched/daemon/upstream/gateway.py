@@ -18,11 +18,11 @@ from agentsched.daemon.apis.reading import check_program
 from agentsched.daemon.apis.responses_writer import ResponseWriter
 from agentsched.daemon.errors import engine_gone
 from agentsched.daemon.gateway import (
+    CALL_HEADER,
     DEADLINE_HEADER,
     RETRY_HEADER,
     Gateway,
     as_failure,
-    call_names,
     failure_body,
     stated_deadline_s,
 )
@@ -41,6 +41,8 @@ from agentsched.engines.upstream.engine import UpstreamEngine
 from agentsched.engines.upstream.paths import CHAT, COMPLETIONS, MESSAGES, PATHS
 from agentsched.engines.upstream.pool import Outgoing
 from agentsched.engines.upstream.wire import Header, UpstreamFault
+
+_PROGRAM, _CALL = PROGRAM_HEADER.encode(), CALL_HEADER.encode()
 
 
 class PassGateway(Gateway):
@@ -183,7 +185,7 @@ class PassGateway(Gateway):
 
 
 def _names(call: PassedCall) -> list[Header]:
-    return [(name.encode(), value.encode()) for name, value in call_names(call).items()]
+    return [(_PROGRAM, call.stated_program.encode()), (_CALL, call.name.encode())]
 
 
 def _asked_for(path: str, query: str) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from agentsched.daemon.errors import ApiError
 from agentsched.daemon.livecall import LiveCall
@@ -136,17 +135,6 @@ class Sink:
             self._waiter.set_result(None)
 
 
-class UnderWay(NamedTuple):
-    """A sending that is not over: by which server and connection, since when (in the loop's time), how many
-    tokens its prompt was taken for, and what it got on its way."""
-
-    server: UpstreamEngine
-    connection: Connection
-    since_s: float
-    tokens: int
-    added: Added
-
-
 @dataclass(eq=False, kw_only=True)
 class PassedCall(LiveCall):
     """A call whose answer is passed on as it is. ``path``, ``headers`` and ``body`` are what is sent, until
@@ -162,8 +150,7 @@ class PassedCall(LiveCall):
     headers: PassedHeaders
     sinks: list[Sink] = field(default_factory=list, init=False)
     passage: Passage | None = field(default=None, init=False)
-    """The last one."""
-    under_way: UnderWay | None = field(default=None, init=False)
+    """While it is under way."""
     first_s: float | None = field(default=None, init=False)
     """When the first token of its stream came, in the loop's time."""
     answered: bool = field(default=False, init=False)
@@ -173,6 +160,10 @@ class PassedCall(LiveCall):
     @property
     def prompt_tokens(self) -> int:
         return self.asked_tokens
+
+    @property
+    def can_be_joined(self) -> bool:
+        return not self.answered
 
     def attach(self) -> Sink:
         """A client that waits for this call's answer. Before any of it has come."""
@@ -195,12 +186,31 @@ class PassedCall(LiveCall):
 
 
 class Passage:
-    """An ``Exchange``: one sending of a call. ``first_token`` is called if a stream has one, and ``over``
-    with the answer's end, or its fault: both within the next step of the loop, for bytes leave first."""
+    """An ``Exchange``: one sending of a call to a server, with what was ``added`` to it; by which connection,
+    and since when (in the loop's time), is said once that is known.
+
+    ``first_token`` is called if a stream has one, and ``over`` with the answer's end, or its fault: both
+    within the next step of the loop, for bytes leave first."""
+
+    __slots__ = (
+        "_call",
+        "_first_token",
+        "_held_by",
+        "_loop",
+        "_over",
+        "added",
+        "connection",
+        "server",
+        "since_s",
+        "status",
+        "watch",
+    )
 
     def __init__(
         self,
         call: PassedCall,
+        server: UpstreamEngine,
+        added: Added,
         first_token: Callable[[PassedCall], None],
         over: Callable[[PassedCall, UpstreamFault | None], None],
         loop: asyncio.AbstractEventLoop,
@@ -208,7 +218,9 @@ class Passage:
         self.status = 0
         self.watch: Watch | None = None
         """Of its answer, once that begins."""
+        self.server, self.added = server, added
         self.connection: Connection | None = None
+        self.since_s = 0.0
         self._loop = loop
         self._call = call
         self._first_token, self._over = first_token, over

@@ -59,8 +59,9 @@ class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
     lines: bytes
     body: bytes = b""
 
-    def head(self, address: Address) -> bytes:
-        line = f"{self.method} {address.base}{self.path} HTTP/1.1\r\nHost: {address.name}\r\n".encode()
+    def head(self, base: str, host: str) -> bytes:
+        """``base`` stands before the path, ``host`` is as in a ``Host`` header."""
+        line = f"{self.method} {base}{self.path} HTTP/1.1\r\nHost: {host}\r\n".encode()
         if self.body or self.method not in ("GET", "HEAD"):
             return b"%b%bContent-Length: %d\r\n\r\n" % (line, self.lines, len(self.body))
         return line + self.lines + b"\r\n"
@@ -76,7 +77,7 @@ class Pool:
     while its reader holds it back, that does not count."""
 
     def __init__(self, address: Address, *, silence_s: float, connect_s: float = CONNECT_S) -> None:
-        self.address = address
+        self.address, self._host = address, address.name
         self._silence_s = silence_s
         self._connect_s = connect_s
         self._watch_s = min(MOST_WATCH_S, silence_s / 4)
@@ -100,7 +101,7 @@ class Pool:
 
     def _send(self, connection: Connection, outgoing: Outgoing, exchange: Exchange) -> Connection:
         self._busy[connection] = None
-        head = outgoing.head(self.address)
+        head = outgoing.head(self.address.base, self._host)
         connection.send(head, outgoing.body, exchange, bodyless=outgoing.method == "HEAD")
         if self._watch is None:
             self._watch = asyncio.get_running_loop().call_later(self._watch_s, self._look)
