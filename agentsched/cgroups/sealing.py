@@ -11,11 +11,12 @@ and starts it: no further exec, about 0.1 ms.
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import os
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from agentsched.cgroups import hierarchy
@@ -46,12 +47,18 @@ def possible() -> bool:
 def in_sealed_thread(act: Callable[[], T]) -> T:
     """Call ``act`` in a thread that is sealed, and return what it returns; processes that it starts are
     sealed. Raises what it raises, and ``OSError`` if the thread cannot be sealed."""
+    return in_thread(_seal, act)
+
+
+def in_thread(prepare: Callable[[], None], act: Callable[[], T]) -> T:
+    """Call both in a thread of their own, which ends then with all that ``prepare`` did to it; what it starts
+    has that too. Returns what ``act`` returns, and raises what they raise."""
     results: list[T] = []
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            _seal()
+            prepare()
             results.append(act())
         except BaseException as error:  # raised again by who waits
             errors.append(error)
@@ -65,16 +72,21 @@ def in_sealed_thread(act: Callable[[], T]) -> T:
 
 
 def _seal() -> None:
-    libc = _libc()
-    _check(libc.unshare(_CLONE_NEWNS), "unshare")
+    _check(libc().unshare(_CLONE_NEWNS), "unshare")
     for point in _places():
         attributes = ctypes.create_string_buffer(_READ_ONLY, len(_READ_ONLY))
-        done = libc.syscall(
+        done = libc().syscall(
             _MOUNT_SETATTR, _AT_FDCWD, os.fsencode(point), 0, attributes, ctypes.c_size_t(len(_READ_ONLY))
         )
         _check(done, f"mount_setattr {point}")
-    for right in (_CAP_SYS_ADMIN, _CAP_SYS_PTRACE):
-        _check(libc.prctl(_PR_CAPBSET_DROP, right, 0, 0, 0), "prctl")
+    drop_rights((_CAP_SYS_ADMIN, _CAP_SYS_PTRACE))
+
+
+def drop_rights(rights: Iterable[int]) -> None:
+    """What this thread starts cannot have these capabilities, by number; unknown ones are passed over."""
+    for right in rights:
+        if libc().prctl(_PR_CAPBSET_DROP, right, 0, 0, 0) != 0 and ctypes.get_errno() != errno.EINVAL:
+            _check(-1, "prctl")
 
 
 def _check(done: int, what: str) -> None:
@@ -90,5 +102,6 @@ def _places() -> tuple[str, ...]:
 
 
 @functools.cache
-def _libc() -> ctypes.CDLL:
+def libc() -> ctypes.CDLL:
+    """Its functions, with errno kept."""
     return ctypes.CDLL(None, use_errno=True)

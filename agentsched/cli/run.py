@@ -9,12 +9,13 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
 import click
-from msgspec import to_builtins
+from msgspec import structs, to_builtins
 
 from agentsched.cgroups import (
     CommandUnusable,
     Hint,
     HostRefused,
+    Isolation,
     Leaf,
     Limits,
     Sandbox,
@@ -92,6 +93,15 @@ class Forwarder:
 )
 @click.option("--priority", type=click.IntRange(0, 9), help="Against others where memory is short.")
 @click.option("--nesting", is_flag=True, help="COMMAND may make control groups and mounts of its own.")
+@click.option("--isolate", is_flag=True, help="COMMAND's writes are kept apart, bounded, and thrown away.")
+@click.option("--disk", type=Size(), metavar="SIZE", help="With --isolate: how much it may write [1G].")
+@click.option(
+    "--writable",
+    multiple=True,
+    metavar="DIR",
+    help="With --isolate: changed for real. May be repeated.",
+)
+@click.option("--no-network", is_flag=True, help="With --isolate: it has no network.")
 @click.option("--daemon", envvar="AGENTSCHED_URL", metavar="URL", show_envvar=True, help="Report to it.")
 @click.option("--usage", is_flag=True, help="One line on stderr about what was used.")
 @click.option(
@@ -120,6 +130,7 @@ def run(
     json_file: IO[str] | None,
     feedback: IO[str] | None,
     command: tuple[str, ...],
+    **isolated: Any,
 ) -> int:
     """Run COMMAND in a control group of its own, with this process's stdin, stdout and stderr.
 
@@ -137,7 +148,7 @@ def run(
             passthrough=True,
             nesting=nesting,
         )
-        result = _run(spec, program, priority, daemon)
+        result = _run(spec, program, priority, daemon, _isolation(**isolated))
     except CommandUnusable as error:
         click.echo(f"agentsched: {error}", err=True)
         return error.exit_status
@@ -152,11 +163,24 @@ def run(
     return result.exit_status
 
 
-def _run(spec: ToolSpec, program: str, priority: int | None, daemon: str | None) -> ToolResult:
+def _isolation(
+    *, isolate: bool, disk: int | None, writable: tuple[str, ...], no_network: bool
+) -> Isolation | None:
+    if not isolate:
+        if disk is not None or writable or no_network:
+            raise click.UsageError("--disk, --writable and --no-network go with --isolate")
+        return None
+    asked = Isolation(writable=writable, network=not no_network)
+    return asked if disk is None else structs.replace(asked, disk_bytes=disk)
+
+
+def _run(
+    spec: ToolSpec, program: str, priority: int | None, daemon: str | None, isolation: Isolation | None
+) -> ToolResult:
     forwarder = Forwarder()
     forwarder.install()
     reports: Reports | None = None
-    with Sandbox.open(program, priority=priority) as sandbox:
+    with Sandbox.open(program, priority=priority, isolation=isolation) as sandbox:
         if daemon:
             reports = Reports(daemon, sandbox.program, spec)
 

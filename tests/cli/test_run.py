@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from agentsched.cgroups import isolation
 from tests.cgroups.looking import eventually, instances_of, is_running
 
 BACKENDS = [pytest.param("auto", marks=pytest.mark.cgroups), "none"]
@@ -57,6 +58,8 @@ def test_stdio_is_passed_through_and_options_of_the_command_are_its_own() -> Non
     ("words", "message"),
     [
         ([], "Missing argument"),
+        (["--disk", "1G", "true"], "go with --isolate"),
+        (["--isolate", "--disk", "1K", "true"], "at least 1 MiB"),
         (["--hint", "lots", "true"], "'lots' is not <memory|cpu|time>:<low|medium|high|amount>"),
         (["--memory", "much", "true"], "'much' is not a size such as 512M"),
         (["--memory", "1K", "true"], "memory_bytes must be at least 1 MiB"),
@@ -186,3 +189,23 @@ def test_it_starts_without_heavy_imports() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.cgroups
+def test_an_isolated_command_writes_where_it_may_and_is_told_when_its_disk_is_full(tmp_path: Path) -> None:
+    if why := isolation.missing():
+        pytest.skip(why)
+    (tmp_path / "own").mkdir()
+    script = f"cd {tmp_path}; echo a > own/a; head -c 9999999 /dev/zero > fill; ls; exit 3"
+    done = run("--isolate", "--disk", "4M", "--writable", f"{tmp_path}/own", "--", "sh", "-c", script)
+    assert (done.returncode, done.stdout) == (3, "fill\nown\n")
+    assert "its disk was full" in done.stderr.lower()
+    assert sorted(os.listdir(tmp_path)) == ["own"]
+    assert (tmp_path / "own" / "a").read_text() == "a\n"
+
+
+def test_where_isolation_cannot_be_had_nothing_runs() -> None:
+    bare = str(Path(sys.executable).parent)  # no bwrap there
+    done = run("--isolate", "--", sys.executable, "-c", "print('ran')", PATH=bare)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "apt-get install bubblewrap" in done.stderr
