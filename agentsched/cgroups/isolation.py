@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from agentsched.cgroups import hierarchy, sealing
+from agentsched.cgroups.apart import Apart
 from agentsched.cgroups.contract import DiskUse, HostRefused, Isolation
 
 REMEDY = "install bubblewrap (apt-get install bubblewrap, dnf install bubblewrap) and run as root"
@@ -78,6 +79,7 @@ class Isolated:
             try:
                 self._init = _await_ready(self._holder)
                 self._pidfd = os.pidfd_open(self._init)
+                self._apart = Apart(self._enter)
             except (OSError, HostRefused):
                 _stop(self._holder, None)
                 raise
@@ -89,7 +91,11 @@ class Isolated:
     def inside(self, act: Callable[[], T]) -> T:
         """Call ``act`` in a thread that is inside; processes that it starts are as well. Its folder is the
         root. Raises what it raises, and ``HostRefused`` if the place is gone."""
-        return sealing.in_thread(self._enter, act)
+        with self._lock:
+            if self._closed or select.select([self._pidfd], [], [], 0)[0]:
+                raise HostRefused("the isolated place of the program is gone")
+            errand = self._apart.send(act)
+        return errand.wait()
 
     def _enter(self) -> None:
         libc = sealing.libc()
@@ -97,8 +103,7 @@ class Isolated:
         if not self._isolation.network:
             kinds |= _CLONE_NEWNET
         if libc.unshare(_CLONE_FS) or libc.setns(self._pidfd, kinds):
-            reason = os.strerror(ctypes.get_errno())
-            raise HostRefused(f"the isolated place of the program is gone: {reason}")
+            raise HostRefused(f"the isolated place cannot be entered: {os.strerror(ctypes.get_errno())}")
         sealing.drop_rights(right for right in range(_MOST_RIGHTS) if right not in _KEPT_RIGHTS)
 
     def disk(self) -> DiskUse:
@@ -120,6 +125,7 @@ class Isolated:
             if self._closed:
                 return
             self._closed = True
+            self._apart.close()
             _stop(self._holder, self._pidfd)
             os.close(self._pidfd)
 

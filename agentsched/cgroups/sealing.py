@@ -4,8 +4,9 @@ So it cannot leave its leaf or change it, root or not. The rights with which roo
 well: to mount and to enter other namespaces (CAP_SYS_ADMIN), and to look into processes that have more
 rights (CAP_SYS_PTRACE). All other mounts stay as they are.
 
-A namespace belongs to a thread until that starts a process. So a thread is made for each command, sealed,
-and starts it: no further exec, about 0.1 ms.
+A namespace belongs to a thread and what that starts. So commands are started by a thread apart that is
+sealed, without a further exec. Its commands see what was mounted when it was made; another one is made when
+that has changed.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import ctypes
 import errno
 import functools
 import os
+import select
 import struct
 import threading
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from agentsched.cgroups import hierarchy
+from agentsched.cgroups.apart import Apart, Errand
 
 _CLONE_NEWNS = 0x20000
 _PR_CAPBSET_DROP = 24
@@ -34,7 +37,7 @@ T = TypeVar("T")
 
 @functools.cache
 def possible() -> bool:
-    """Whether this process may seal commands. Tried once, in a thread that ends with the answer."""
+    """Whether this process may seal commands. Tried once."""
     if os.name != "posix" or os.uname().sysname != "Linux" or os.geteuid() != 0:
         return False
     try:
@@ -44,31 +47,43 @@ def possible() -> bool:
     return True
 
 
+class _Sealed:
+    """The thread that is sealed now, and the mounts as they were when that was made."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._apart: Apart | None = None
+        self._mounts = select.poll()
+        self._mounts_fd = -1
+
+    def send(self, act: Callable[[], T]) -> Errand[T]:
+        """Raises ``OSError``."""
+        with self._lock:
+            if self._apart is None or self._mounts.poll(0):
+                self._apart = self._renewed()
+            return self._apart.send(act)
+
+    def _renewed(self) -> Apart:
+        if self._mounts_fd < 0:
+            # the kernel raises an exceptional condition on it at each change since it was last asked
+            self._mounts_fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+            self._mounts.register(self._mounts_fd, select.POLLPRI)
+            self._mounts.poll(0)
+        renewed = Apart(_seal)
+        if self._apart is not None:
+            self._apart.close()
+        return renewed
+
+
+_sealed = _Sealed() if hasattr(select, "poll") else None
+
+
 def in_sealed_thread(act: Callable[[], T]) -> T:
     """Call ``act`` in a thread that is sealed, and return what it returns; processes that it starts are
-    sealed. Raises what it raises, and ``OSError`` if the thread cannot be sealed."""
-    return in_thread(_seal, act)
-
-
-def in_thread(prepare: Callable[[], None], act: Callable[[], T]) -> T:
-    """Call both in a thread of their own, which ends then with all that ``prepare`` did to it; what it starts
-    has that too. Returns what ``act`` returns, and raises what they raise."""
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            prepare()
-            results.append(act())
-        except BaseException as error:  # raised again by who waits
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="agentsched-sealed")
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
+    sealed. Raises what it raises, and ``OSError`` if no thread can be sealed."""
+    if _sealed is None:
+        raise OSError(errno.ENOSYS, "no mount namespaces on this system")
+    return _sealed.send(act).wait()
 
 
 def _seal() -> None:

@@ -248,13 +248,17 @@ def _post(call_soon: Callable[..., object], callback: Callable[..., None], *valu
 
 
 def _resolved(sandbox: Sandbox, spec: ToolSpec, environment: Mapping[str, str]) -> tuple[ToolSpec, list[str]]:
-    """The argument vector as ``_resolve`` has it, of the files that the command will see."""
+    """The call in its absolute folder, for other threads may be elsewhere, and its argument vector as
+    ``_resolve`` has it, of the files that the command will see."""
+    try:
+        spec = msgspec.structs.replace(spec, cwd=os.path.abspath(spec.cwd or ""))
+    except FileNotFoundError as error:
+        raise SpecRefused("cwd: the current folder was removed") from error
     if sandbox.isolated is None:
         return spec, _resolve(spec, environment)
     if spec.nesting:
         raise SpecRefused("nesting: an isolated tool call can have no sandboxes of its own")
-    there = msgspec.structs.replace(spec, cwd=os.path.abspath(spec.cwd or ""))
-    return there, sandbox.isolated.inside(lambda: _resolve(there, environment))
+    return spec, sandbox.isolated.inside(lambda: _resolve(spec, environment))
 
 
 def _resolve(spec: ToolSpec, environment: Mapping[str, str]) -> list[str]:

@@ -40,7 +40,8 @@ def start(
     leaf: Leaf,
     isolated: Isolated | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Run the command of ``outputs``. Raises ``CommandUnusable`` or ``HostRefused``; nothing runs then."""
+    """Run the command of ``outputs``, in the absolute folder of ``spec``. Raises ``CommandUnusable`` or
+    ``HostRefused``; nothing runs then."""
     entries = leaf.entries()
     if not entries:
         plain = functools.partial(_popen, outputs, spec, environment, outputs.argv, None)
