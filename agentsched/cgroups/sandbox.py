@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import itertools
-import logging
 import os
 import sys
 import threading
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
     from agentsched.cgroups.isolation import Isolated
     from agentsched.cgroups.watching import OnProgress
 
-_log = logging.getLogger(__name__)
-
 
 class Runtime:
     """A backend and its watchdog. One a process and backend, shared by all sandboxes; it lives to
@@ -60,8 +57,10 @@ class Runtime:
         can = self.backend.capabilities
         if can.memory_limit or wanted != "auto":
             return
+        import logging  # most processes have nothing to say
+
         why = "; ".join(f"{name}: {reason}" for name, reason in self.refused)
-        _log.warning(
+        logging.getLogger(__name__).warning(
             "tool calls run on the %s backend (%s). Lost: %s.", can.backend, why, "; ".join(can.lost)
         )
 

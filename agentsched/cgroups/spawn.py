@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import threading
@@ -273,7 +272,10 @@ def _resolve(spec: ToolSpec, environment: Mapping[str, str]) -> list[str]:
             raise CommandUnusable(f"command not found: {name}", 127)
         if os.path.isdir(found) or not os.access(found, os.X_OK):
             raise CommandUnusable(f"not executable: {name}", 126)
-    elif shutil.which(name, path=environment.get("PATH", os.defpath)) is None:
+        return argv
+    import shutil
+
+    if shutil.which(name, path=environment.get("PATH", os.defpath)) is None:
         raise CommandUnusable(f"command not found: {name} (looked in PATH)", 127)
     return argv
 
