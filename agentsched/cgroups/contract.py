@@ -76,6 +76,35 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
             raise SpecRefused(f"limits.pids must be at least 1, got {self.pids}")
 
 
+class Isolation(msgspec.Struct, frozen=True, kw_only=True):
+    """A view of the disk, and a process tree, of a program's own, for all its calls.
+
+    What they write is kept apart from the host's disk, up to ``disk_bytes`` in all, seen by the program's
+    later calls, and gone with the program. ``writable``: folders of the host that they change for real,
+    without a bound. ``network``: whether they have more of it than a loopback of their own.
+    """
+
+    disk_bytes: int = 1 << 30
+    writable: tuple[str, ...] = ()
+    network: bool = True
+
+    def __post_init__(self) -> None:
+        if self.disk_bytes < 1 << 20:
+            raise SpecRefused(f"isolation.disk_bytes must be at least 1 MiB, got {self.disk_bytes}")
+        for folder in self.writable:
+            if not os.path.isdir(folder):
+                raise SpecRefused(f"isolation.writable: {folder!r} is not a folder")
+
+
+class DiskUse(msgspec.Struct, frozen=True, kw_only=True):
+    """Of an isolated program: what it has written so far, and may write in all. ``full``: a call was refused
+    room, as far as can be told from outside."""
+
+    used_bytes: int
+    limit_bytes: int
+    full: bool = False
+
+
 class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One tool call: either ``argv`` or a shell ``command``.
 
@@ -166,6 +195,7 @@ class Feedback(msgspec.Struct, frozen=True, kw_only=True):
     exit_status: int
     used: Usage
     pressure: Pressure | None = None
+    disk: DiskUse | None = None
     done_fraction: float | None = None
     progress_source: str = ""
     needs_s: float | None = None

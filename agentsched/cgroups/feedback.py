@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from agentsched.cgroups.commands import Words, programs
-from agentsched.cgroups.contract import Ending, Feedback, Limits, Pressure, ToolSpec, Usage
+from agentsched.cgroups.contract import DiskUse, Ending, Feedback, Limits, Pressure, ToolSpec, Usage
 from agentsched.cgroups.controlled import Verdict
 from agentsched.cgroups.hints import VARIABLE, Hint
 
@@ -22,6 +22,7 @@ SLOWED_SHARE = 0.2
 """Of the wall time; a call that waited less for a resource was not slowed to speak of."""
 
 _TESTS = ("run fewer tests at a time: one file, or some by name{by_name}", "stop at the first failure{stop}")
+_LESS_DISK = ("remove files that earlier commands wrote", "write less at a time")
 _FEWER_JOBS = "build with fewer jobs at the same time: {jobs}"
 
 
@@ -32,6 +33,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     exit_status: int
     usage: Usage
     pressure: Pressure | None = None
+    disk: DiskUse | None = None
     done_fraction: float | None = None
     progress_source: str = ""
     hint: Hint | None = None
@@ -47,8 +49,9 @@ def feedback(spec: ToolSpec, seen: Seen) -> Feedback:
         needs_s = seen.usage.wall_s / seen.done_fraction
     slowed = _slowed(spec.limits, seen)
     why = _why(spec, seen, needs_s)
-    advice = _advice(ran, seen, slowed)
-    sentences = [*why, *slowed, *([seen.hint_problem] if seen.hint_problem else [])]
+    full = _full(seen.disk)
+    advice = [*(_LESS_DISK if full else []), *_advice(ran, seen, slowed)][:3]
+    sentences = [*why, *full, *slowed, *([seen.hint_problem] if seen.hint_problem else [])]
     note = ". ".join(text[0].upper() + text[1:] for text in sentences)
     if note and advice:
         note += ". Try: " + "; or ".join(advice)
@@ -57,6 +60,7 @@ def feedback(spec: ToolSpec, seen: Seen) -> Feedback:
         exit_status=seen.exit_status,
         used=seen.usage,
         pressure=seen.pressure,
+        disk=seen.disk,
         done_fraction=seen.done_fraction,
         progress_source=seen.progress_source,
         needs_s=needs_s,
@@ -112,6 +116,15 @@ def _ended_for_memory(verdict: Verdict) -> list[str]:
         case _:
             short = f"the machine ({size(verdict.host_bytes)}) ran short, and others came before it"
             return [f"{held}: {short}", rest]
+
+
+def _full(disk: DiskUse | None) -> list[str]:
+    if disk is None or not disk.full:
+        return []
+    return [
+        f"its disk was full: what commands of this program write has to fit into {size(disk.limit_bytes)} in "
+        f"all, and {size(disk.used_bytes)} are taken"
+    ]
 
 
 def _slowed(limits: Limits, seen: Seen) -> list[str]:

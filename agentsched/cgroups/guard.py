@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import signal
 import subprocess
@@ -11,10 +9,11 @@ import sys
 import threading
 import time
 
+import msgspec
+
 from agentsched.cgroups.contract import HostRefused, Undo
 from agentsched.cgroups.watchdog import IGNORED
 
-_log = logging.getLogger(__name__)
 _BOOT = "import sys; sys.path.append({root!r}); from agentsched.cgroups.watchdog import main; main()"
 _PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -57,14 +56,14 @@ class Guard:
             "resume": undo.resume,
         }
         with self._lock:
-            self._lines[key] = json.dumps(order).encode() + b"\n"
+            self._lines[key] = msgspec.json.encode(order) + b"\n"
             self._send(self._lines[key])
 
     def drop(self, key: str) -> None:
         """Forget what is held under ``key``."""
         with self._lock:
             if self._lines.pop(key, None) is not None:
-                self._send(json.dumps({"drop": key}).encode() + b"\n")
+                self._send(msgspec.json.encode({"drop": key}) + b"\n")
 
     def close(self, *, wait: bool) -> None:
         """Let the watchdog go: it removes what is left and ends, ``wait`` or not for that."""
@@ -108,7 +107,11 @@ class Guard:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _restart(self) -> None:
-        _log.warning("the sandbox watchdog of %s died; starting another", self._instance)
+        import logging
+
+        logging.getLogger(__name__).warning(
+            "the sandbox watchdog of %s died; starting another", self._instance
+        )
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
             self._process.wait()

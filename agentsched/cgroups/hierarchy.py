@@ -1,4 +1,4 @@
-"""Where the cgroup hierarchies are mounted, and where in each of them the caller is.
+"""What is mounted: the cgroup hierarchies, and where in each of them the caller is; and the rest.
 
 Reads ``/proc/self/mountinfo`` and ``/proc/self/cgroup`` (proc(5), cgroups(7)). The text goes in as
 arguments, so that machines other than this one can be tested.
@@ -20,27 +20,40 @@ class Hierarchies(NamedTuple):
     v1: dict[str, str]
 
 
-class _Mount(NamedTuple):
+class Mount(NamedTuple):
+    """One line of mountinfo. ``root``: which folder of its file system shows at ``point``; ``options``: those
+    of the file system, which for a v1 hierarchy are its controllers."""
+
     root: str
     point: str
-    controllers: frozenset[str]
-    is_v2: bool
+    kind: str
+    is_writable: bool
+    options: frozenset[str]
+
+    @property
+    def is_cgroup(self) -> bool:
+        return self.kind in ("cgroup", "cgroup2")
 
 
-def _mounts(mountinfo: str) -> list[_Mount]:
+_KERNEL_PLACES = ("/proc", "/sys", "/dev")
+
+
+def mounts(mountinfo: str) -> list[Mount]:
+    """All mounts, in the order in which they were made."""
     found = []
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
         fields, (kind, *rest) = before.split(), after.split() or [""]
-        if kind not in ("cgroup", "cgroup2") or len(fields) < 5:
+        if len(fields) < 6:
             continue
         root, point = (_OCTAL.sub(lambda m: chr(int(m[1], 8)), field) for field in fields[3:5])
         options = frozenset(rest[-1].split(",")) if rest else frozenset[str]()
-        found.append(_Mount(root, point, options, kind == "cgroup2"))
+        is_writable = "rw" in fields[5].split(",") and "ro" not in options
+        found.append(Mount(root, point, kind, is_writable, options))
     return found
 
 
-def _own_folder(mount: _Mount, path: str) -> str | None:
+def _own_folder(mount: Mount, path: str) -> str | None:
     """The folder of cgroup ``path`` under the mount; None if the mount does not show it.
 
     A container may see a mount whose root is its own cgroup, or paths with ``..`` of another
@@ -58,21 +71,20 @@ def _own_folder(mount: _Mount, path: str) -> str | None:
 
 def find(mountinfo: str, own: str) -> Hierarchies:
     """The caller's folders, from the texts of /proc/self/mountinfo and /proc/self/cgroup."""
-    mounts = _mounts(mountinfo)
+    hierarchies = [mount for mount in mounts(mountinfo) if mount.is_cgroup]
     v2: str | None = None
     v1: dict[str, str] = {}
     for line in own.splitlines():
         number, controllers, path = line.split(":", 2)
         names = {name for name in controllers.split(",") if name}
-        for mount in mounts:
-            if mount.is_v2 != (number == "0" and not names) or not (
-                mount.is_v2 or names <= mount.controllers
-            ):
+        for mount in hierarchies:
+            is_v2 = mount.kind == "cgroup2"
+            if is_v2 != (number == "0" and not names) or not (is_v2 or names <= mount.options):
                 continue
             folder = _own_folder(mount, path)
             if folder is None:
                 continue
-            if mount.is_v2:
+            if is_v2:
                 v2 = v2 or folder
             else:
                 for name in names:
@@ -82,9 +94,23 @@ def find(mountinfo: str, own: str) -> Hierarchies:
 
 def mount_points() -> list[str]:
     """Where this machine's cgroup hierarchies are mounted."""
+    return sorted({mount.point for mount in _mounted() if mount.is_cgroup})
+
+
+def disk_mounts() -> list[Mount]:
+    """What is mounted below the root, but for what the kernel tells and devices; parents before children."""
+    found = {mount.point: mount for mount in _mounted() if not mount.is_cgroup}
+    return [
+        found[point]
+        for point in sorted(found)
+        if point != "/" and not any(f"{point}/".startswith(f"{place}/") for place in _KERNEL_PLACES)
+    ]
+
+
+def _mounted() -> list[Mount]:
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-            return sorted({mount.point for mount in _mounts(file.read())})
+            return mounts(file.read())
     except FileNotFoundError:
         return []
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import itertools
-import logging
 import os
 import sys
 import threading
@@ -14,7 +13,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar
 
 from agentsched.cgroups import detect, names
-from agentsched.cgroups.contract import Capabilities, Leaf, SandboxError, SpecRefused, ToolResult, ToolSpec
+from agentsched.cgroups.contract import (
+    Capabilities,
+    Isolation,
+    Leaf,
+    SandboxError,
+    SpecRefused,
+    ToolResult,
+    ToolSpec,
+)
 from agentsched.cgroups.controlled import Controlled, Standing
 from agentsched.cgroups.counts import Counts
 from agentsched.cgroups.guard import Guard
@@ -23,9 +30,8 @@ from agentsched.cgroups.outputs import OnOutput
 from agentsched.cgroups.spawn import OnStart, run_tool, run_tool_sync
 
 if TYPE_CHECKING:
+    from agentsched.cgroups.isolation import Isolated
     from agentsched.cgroups.watching import OnProgress
-
-_log = logging.getLogger(__name__)
 
 
 class Runtime:
@@ -51,8 +57,10 @@ class Runtime:
         can = self.backend.capabilities
         if can.memory_limit or wanted != "auto":
             return
+        import logging  # most processes have nothing to say
+
         why = "; ".join(f"{name}: {reason}" for name, reason in self.refused)
-        _log.warning(
+        logging.getLogger(__name__).warning(
             "tool calls run on the %s backend (%s). Lost: %s.", can.backend, why, "; ".join(can.lost)
         )
 
@@ -101,8 +109,12 @@ class Sandbox:
 
     _numbers: ClassVar[itertools.count[int]] = itertools.count(1)
 
-    def __init__(self, runtime: Runtime, program: str, standing: Standing) -> None:
+    def __init__(
+        self, runtime: Runtime, program: str, standing: Standing, isolated: Isolated | None = None
+    ) -> None:
         self.program = program
+        self.isolated = isolated
+        """Where its calls run, if the host's disk is kept from them."""
         self.standing = standing
         """What its calls count for, beside others of the host."""
         self._runtime = runtime
@@ -120,11 +132,15 @@ class Sandbox:
         backend: str = "auto",
         weight: float | None = None,
         priority: int | None = None,
+        isolation: Isolation | None = None,
     ) -> Sandbox:
         """A sandbox on the best backend there is, down to a plain process on any system.
 
         ``weight`` (0.001 to 1000, 1 is usual) and ``priority`` (0 to 9): what its calls count for where
         memory or CPU time is short, as those of its tenant do in the daemon. None: nothing is said.
+
+        ``isolation``: its calls have a view of the disk of their own, from now on until it is closed; where
+        that cannot be had ``HostRefused`` says what is missing.
 
         ``backend`` (or AGENTSCHED_BACKEND) asks for ``v2``, ``hybrid``, ``v2-partial`` or ``none``
         instead; ``HostRefused`` says why it cannot be had, ``SpecRefused`` that there is none such.
@@ -134,7 +150,12 @@ class Sandbox:
             raise SpecRefused(f"backend {wanted!r} is not one of {', '.join(detect.NAMES)}")
         standing = Standing.checked(weight, priority)
         name = program or f"program-{os.getpid()}-{next(cls._numbers)}"
-        return cls(Runtime.shared(wanted), name, standing)
+        runtime = Runtime.shared(wanted)
+        if isolation is None:
+            return cls(runtime, name, standing)
+        from agentsched.cgroups.isolation import Isolated
+
+        return cls(runtime, name, standing, Isolated(isolation))
 
     @property
     def capabilities(self) -> Capabilities:
@@ -218,6 +239,8 @@ class Sandbox:
             leaves = list(self._leaves.values())
         for leaf in leaves:
             leaf.remove()
+        if self.isolated is not None:
+            self.isolated.close()
         self._runtime.backend.close_program(self.program)
 
     def __enter__(self) -> Sandbox:

@@ -3,19 +3,22 @@ after it."""
 
 from __future__ import annotations
 
+import errno
 import os
-import shutil
 import signal
 import subprocess
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from agentsched.cgroups.contract import (
     MOST_PIDS,
     Cancelled,
     Capabilities,
     CommandUnusable,
+    DiskUse,
     Ending,
     HostRefused,
     Leaf,
@@ -63,7 +66,7 @@ def run_tool_sync(
     """
     environment = dict(os.environ if spec.env is None else spec.env)
     hint, hint_problem = hint_of(spec, environment)
-    argv = _resolve(spec, environment)
+    spec, argv = _resolved(sandbox, spec, environment)
     watch = _watch(sandbox, spec, on_progress)
     with sandbox.leaf(spec.tool_call) as (tool_call, leaf):
         unenforced = _configure(leaf, spec, hint, sandbox.capabilities)
@@ -73,7 +76,7 @@ def run_tool_sync(
         environment.update(leaf.marks())
         outputs = Outputs(spec, argv, watch, on_output)
         try:
-            process = start(outputs, spec, environment, leaf)
+            process = start(outputs, spec, environment, leaf, sandbox.isolated)
             pump = Pump(process, outputs.capture, cancel)
             try:
                 outputs.start()
@@ -142,6 +145,7 @@ def _result(sandbox: Sandbox, spec: ToolSpec, run: _Run, unenforced: tuple[str, 
         exit_status=status,
         usage=used,
         pressure=run.leaf.pressure() if sandbox.capabilities.pressure else None,
+        disk=_disk(sandbox, run.capture),
         done_fraction=told.done_fraction if told else None,
         progress_source=told.source if told else "",
         hint=run.hint,
@@ -162,6 +166,15 @@ def _result(sandbox: Sandbox, spec: ToolSpec, run: _Run, unenforced: tuple[str, 
         feedback=feedback(spec, seen),
         unenforced=unenforced,
     )
+
+
+def _disk(sandbox: Sandbox, capture: Capture) -> DiskUse | None:
+    """It was full if it is, or if the command says so: what did not fit may have been removed by now."""
+    if sandbox.isolated is None:
+        return None
+    use = sandbox.isolated.disk()
+    told = os.strerror(errno.ENOSPC).encode() in capture.result()
+    return msgspec.structs.replace(use, full=use.full or told)
 
 
 def _ending(run: _Run, oom_kills: int) -> Ending:
@@ -233,6 +246,20 @@ def _post(call_soon: Callable[..., object], callback: Callable[..., None], *valu
         return  # the loop was closed without waiting for its tasks: nobody is left to tell
 
 
+def _resolved(sandbox: Sandbox, spec: ToolSpec, environment: Mapping[str, str]) -> tuple[ToolSpec, list[str]]:
+    """The call in its absolute folder, for other threads may be elsewhere, and its argument vector as
+    ``_resolve`` has it, of the files that the command will see."""
+    try:
+        spec = msgspec.structs.replace(spec, cwd=os.path.abspath(spec.cwd or ""))
+    except FileNotFoundError as error:
+        raise SpecRefused("cwd: the current folder was removed") from error
+    if sandbox.isolated is None:
+        return spec, _resolve(spec, environment)
+    if spec.nesting:
+        raise SpecRefused("nesting: an isolated tool call can have no sandboxes of its own")
+    return spec, sandbox.isolated.inside(lambda: _resolve(spec, environment))
+
+
 def _resolve(spec: ToolSpec, environment: Mapping[str, str]) -> list[str]:
     """The argument vector, checked: what cannot be executed is found before a leaf is made."""
     if spec.cwd is not None and not os.path.isdir(spec.cwd):
@@ -245,7 +272,10 @@ def _resolve(spec: ToolSpec, environment: Mapping[str, str]) -> list[str]:
             raise CommandUnusable(f"command not found: {name}", 127)
         if os.path.isdir(found) or not os.access(found, os.X_OK):
             raise CommandUnusable(f"not executable: {name}", 126)
-    elif shutil.which(name, path=environment.get("PATH", os.defpath)) is None:
+        return argv
+    import shutil
+
+    if shutil.which(name, path=environment.get("PATH", os.defpath)) is None:
         raise CommandUnusable(f"command not found: {name} (looked in PATH)", 127)
     return argv
 

@@ -11,14 +11,19 @@ exits before anything of the user's has run.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import subprocess
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from agentsched.cgroups import sealing, tree
 from agentsched.cgroups.contract import CommandUnusable, HostRefused, Leaf, ToolSpec
 from agentsched.cgroups.outputs import Outputs
+
+if TYPE_CHECKING:
+    from agentsched.cgroups.isolation import Isolated
 
 _SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ENTER = 'while [ "$1" != -- ]; do echo 0 >"$1" || exit 125; shift; done; shift; exec "$@"'
@@ -29,12 +34,18 @@ _HIGH_GATE = 'read -r go </dev/fd/{fd} || exit 125; exec "$@"'
 
 
 def start(
-    outputs: Outputs, spec: ToolSpec, environment: Mapping[str, str], leaf: Leaf
+    outputs: Outputs,
+    spec: ToolSpec,
+    environment: Mapping[str, str],
+    leaf: Leaf,
+    isolated: Isolated | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Run the command of ``outputs``. Raises ``CommandUnusable`` or ``HostRefused``; nothing runs then."""
+    """Run the command of ``outputs``, in the absolute folder of ``spec``. Raises ``CommandUnusable`` or
+    ``HostRefused``; nothing runs then."""
     entries = leaf.entries()
     if not entries:
-        return _popen(outputs, spec, environment, outputs.argv, None)
+        plain = functools.partial(_popen, outputs, spec, environment, outputs.argv, None)
+        return plain() if isolated is None else isolated.inside(plain)
     argv = _behind_sh(outputs.argv, environment)
     reader, writer = os.pipe()
     try:
@@ -46,10 +57,13 @@ def start(
             reader = low
         script = _STDIN_GATE if not spec.passthrough else (_GATE if reader < 10 else _HIGH_GATE)
         gated = ["/bin/sh", "-c", script.format(fd=reader), "agentsched", *argv]
-        if spec.nesting or not sealing.possible():
-            process = _popen(outputs, spec, environment, gated, reader)
+        popen = functools.partial(_popen, outputs, spec, environment, gated, reader)
+        if isolated is not None:
+            process = isolated.inside(popen)
+        elif spec.nesting or not sealing.possible():
+            process = popen()
         else:
-            process = sealing.in_sealed_thread(lambda: _popen(outputs, spec, environment, gated, reader))
+            process = sealing.in_sealed_thread(popen)
         _enter(process, entries)
         os.write(writer, b"go\n")
     finally:

@@ -111,6 +111,14 @@ def kill(root: str) -> None:
 
 
 def _remove_once(root: str) -> bool:
+    try:
+        os.rmdir(root)  # as a rule there is nothing below it: looking first would cost more than this
+        return True
+    except OSError as error:
+        if error.errno in _GONE:
+            return True
+        if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+            raise
     done = True
     for folder in folders(root):
         try:

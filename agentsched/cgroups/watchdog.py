@@ -12,7 +12,6 @@ of this package that do so too.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import select
@@ -62,6 +61,8 @@ class Watchdog:
 
     def _learn(self) -> bool:
         """Take what the pipe has; False at its end."""
+        import json  # most runtimes never hold anything
+
         data = os.read(self._pipe, 1 << 16)
         *lines, self._unread = (self._unread + data).split(b"\n")
         for line in lines:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import click
 
-from agentsched.cgroups import Capabilities, Sandbox, SandboxError, ToolSpec, sealing
+from agentsched.cgroups import Capabilities, Sandbox, SandboxError, ToolSpec, isolation, sealing
 from agentsched.cli.check import Check
 
 # bits of linux/capability.h
@@ -73,6 +73,14 @@ def _sandbox() -> Iterator[Check]:
         "yes",
         "a tool that may write control group files can leave its leaf; one that may not cannot anyway",
         "run as root with CAP_SYS_ADMIN",
+    )
+    why = isolation.missing()
+    yield Check(
+        "isolation of the disk",
+        "missing" if why else "ok",
+        why or "yes, where it is asked for (--isolate)",
+        "what a tool may write, it may fill" if why else "",
+        isolation.REMEDY if why else "",
     )
 
 

@@ -1,5 +1,4 @@
-"""The command ``agentsched``: finds the subcommand, imports only that one, and turns what went wrong
-into one line and an exit status.
+"""The entry of the command ``agentsched``: turns what went wrong into one line and an exit status.
 
 Exit statuses: 0 well, 1 failed, 2 wrong usage, 130 interrupted. A subcommand that returns an integer
 sets the status itself (``agentsched run`` passes on that of the command that it ran).
@@ -9,32 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib import import_module
+from typing import TYPE_CHECKING
 
-import click
-
-from agentsched import __version__
-
-# The one-line helps stand here and not only in the subcommands, so that `agentsched --help` need
-# not import torch and aiohttp to list them.
-COMMANDS = {
-    "demo": "Run real agents with a baseline policy and with ours, and compare.",
-    "serve": "Serve an OpenAI-compatible API that schedules agent programs.",
-    "config": "Write, check and explain the configuration file.",
-    "key": "Make API keys for tenants and admins.",
-    "run": "Run one command in a sandbox of its own.",
-    "mcp-run": "Run a server of tools (MCP) in a sandbox, and report its calls.",
-    "wrap": "Run an agent as it is, each command of it in a sandbox of its own.",
-    "simulate": "Play traces of agents through policies, in virtual time.",
-    "trace": "Make a trace for the simulator from a daemon's event log.",
-    "fit": "Fit a cost profile for the simulator by measuring an engine.",
-    "replay": "Feed event logs through the core: does it still decide the same?",
-    "top": "Watch a daemon in the terminal: programs, KV, decisions.",
-    "report": "Make one HTML file of a recorded period, from event logs.",
-    "graph": "Export or draw what programs did, or tend to do, from a log.",
-    "doctor": "Print what this machine offers, and what is lost without the rest.",
-    "cleanup": "Remove what a killed run left behind.",
-}
+if TYPE_CHECKING:
+    from agentsched.cli.run_options import Asked
 
 EXTRAS = {
     "jinja2": "engine",
@@ -49,51 +26,6 @@ EXTRAS = {
     "matplotlib": "bench",
     "scipy": "bench",
 }
-
-# \b keeps click from rewrapping the paragraph that follows
-EPILOG = """\b
-Examples:
-  agentsched doctor
-  agentsched demo
-  agentsched serve
-  agentsched run -- pytest -q
-  agentsched simulate gen:saga-swe --kv-tokens 450000 --concurrency 16
-
-'agentsched COMMAND --help' tells more.
-"""
-
-
-class LazyGroup(click.Group):
-    """A group whose subcommand NAME is ``agentsched.cli.NAME:NAME``, imported when it is used; a hyphen
-    stands for an underscore."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        name = cmd_name.replace("-", "_")
-        command = getattr(import_module(f"agentsched.cli.{name}"), name)
-        assert isinstance(command, click.Command), f"agentsched.cli.{name}.{name} is no click command"
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
-            ctx.fail(f"no command '{args[0]}'; there are: {', '.join(COMMANDS)}")
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
-
-
-@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, "-V", "--version", message="agentsched %(version)s")
-def cli() -> None:
-    """Schedules LLM agents as whole programs: the KV cache of the engine and the tools on the host."""
 
 
 def missing_package(error: ModuleNotFoundError, args: Sequence[str]) -> str | None:
@@ -110,8 +42,53 @@ def missing_package(error: ModuleNotFoundError, args: Sequence[str]) -> str | No
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line ``args`` (default: the process's own) and exit with its status."""
+    words = sys.argv[1:] if args is None else args
+    if words[:1] == ["run"]:
+        from agentsched.cli import run_options
+
+        asked = run_options.parse(words[1:])
+        status = _run_plainly(asked) if asked is not None else None
+        if status is not None:
+            sys.exit(status)
+    _main_of_click(words)
+
+
+def _run_plainly(asked: Asked) -> int | None:
+    """``agentsched run`` without click, which would be half of its time; None: click is to say why not."""
+    _import_msgspec()
+    from agentsched.cgroups import SpecRefused
+    from agentsched.cli.run_call import run_call
+
     try:
-        result = cli.main(args=args, prog_name="agentsched", standalone_mode=False)
+        return run_call(**asked)
+    except SpecRefused:
+        return None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _import_msgspec() -> None:
+    """Without typing_extensions and with that inspect, which take a fifth of the time: from Python 3.11 on
+    all that it wants of them is in typing, where it looks next."""
+    name = "typing_extensions"
+    if name in sys.modules:
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        import msgspec  # noqa: F401
+    finally:
+        del sys.modules[name]
+
+
+def _main_of_click(words: list[str]) -> None:
+    """Everything else; exits."""
+    import click
+
+    from agentsched.cli.commands import cli
+
+    try:
+        result = cli.main(args=words, prog_name="agentsched", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -119,7 +96,7 @@ def main(args: list[str] | None = None) -> None:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except ModuleNotFoundError as error:
-        hint = missing_package(error, sys.argv[1:] if args is None else args)
+        hint = missing_package(error, words)
         if hint is None:
             raise
         click.echo(f"Error: {hint}", err=True)

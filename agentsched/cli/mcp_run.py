@@ -9,7 +9,8 @@ from collections.abc import Callable
 import click
 
 from agentsched.cgroups import CommandUnusable, HostRefused, Leaf, Limits, Sandbox, SpecRefused, ToolSpec
-from agentsched.cli.run import Forwarder, Size
+from agentsched.cli.run import Size
+from agentsched.cli.run_call import Forwarder
 from agentsched.sdk.mcp_calls import Call, Calls
 from agentsched.sdk.reporting import KEY_VARIABLE, Reporter
 from agentsched.sdk.tool_runs import Run, say_unenforced

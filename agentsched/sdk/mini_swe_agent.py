@@ -26,11 +26,12 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 from minisweagent.exceptions import Submitted
 from minisweagent.utils.serialize import recursive_merge
 from pydantic import BaseModel
 
-from agentsched.cgroups import Sandbox, SandboxError, ToolResult, ToolSpec
+from agentsched.cgroups import Isolation, Sandbox, SandboxError, ToolResult, ToolSpec
 from agentsched.core.events import ProgramClosed
 from agentsched.sdk.reporting import Reporter, reporter
 from agentsched.sdk.tool_runs import run_reported
@@ -43,13 +44,15 @@ CLOSING = "agentsched-closing"
 
 class SandboxEnvironmentConfig(BaseModel):
     """``cwd``, ``env`` and ``timeout`` (seconds a command) mean what they do in mini's own local
-    environment. ``backend`` names a sandbox backend; ``auto`` takes the best that there is."""
+    environment. ``backend`` names a sandbox backend; ``auto`` takes the best that there is.
+    ``isolation``: fields of ``agentsched.cgroups.Isolation``, for a disk of its own."""
 
     cwd: str = ""
     env: dict[str, str] = {}
     timeout: float = 30
     program: str = ""
     backend: str = "auto"
+    isolation: dict[str, Any] | None = None
 
 
 class SandboxEnvironment:
@@ -62,7 +65,12 @@ class SandboxEnvironment:
         self.program = (
             self.config.program or os.environ.get("AGENTSCHED_PROGRAM") or f"mini-{uuid.uuid4().hex[:12]}"
         )
-        self._sandbox = Sandbox.open(program=self.program, backend=self.config.backend)
+        asked = self.config.isolation
+        self._sandbox = Sandbox.open(
+            program=self.program,
+            backend=self.config.backend,
+            isolation=None if asked is None else msgspec.convert(asked, Isolation, strict=False),
+        )
         self._ended = threading.Event()
         # Also at the interpreter's exit, so that an agent that gives up ends its program too.
         closing = functools.partial(_close, self._sandbox, self.program, self._ended, reporter())

@@ -15,11 +15,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from agentsched.core.events import ProgramClosed, ProgramOpened
 from agentsched.sdk.reporting import Mark, reporter
 from agentsched.sdk.tool_runs import Run, status_of
+
+if TYPE_CHECKING:
+    from agentsched.cgroups import Isolation, Sandbox
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,12 +35,14 @@ MOST_NAME_CHARS = 200
 @dataclass(frozen=True, slots=True)
 class Program:
     """One run of one agent. ``parent`` is the program whose agent started this one. ``announced``: where its
-    calls must not come before what was said of it; set once that was sent."""
+    calls must not come before what was said of it; set once that was sent. ``sandbox``: where its commands
+    run, if they are kept from the disk."""
 
     id: str
     name: str
     parent: Program | None = None
     announced: Mark | None = field(default=None, compare=False, repr=False)
+    sandbox: Sandbox | None = field(default=None, compare=False, repr=False)
 
 
 _program: ContextVar[Program | None] = ContextVar("agentsched_program", default=None)
@@ -73,13 +78,38 @@ def _in_headers(name: str) -> str:
 
 @contextlib.contextmanager
 def program(
-    name: str, *, id: str | None = None, expected_calls: int = 0, deadline_s: float | None = None
+    name: str,
+    *,
+    id: str | None = None,
+    expected_calls: int = 0,
+    deadline_s: float | None = None,
+    isolation: Isolation | None = None,
 ) -> Iterator[Program]:
     """Run a block as one program, also around ``await``; ``id`` defaults to a fresh one. What is known
     beforehand helps to schedule it: ``expected_calls`` in all (0: not known), and the seconds from now
-    within which it should end. Raises ``ValueError`` for what cannot be expected."""
-    parent, daemon = _program.get(), reporter()
+    within which it should end. Raises ``ValueError`` for what cannot be expected.
+
+    ``isolation``: what its commands (``run_command``) write is kept apart, bounded, and gone with the
+    program. Raises ``agentsched.cgroups.HostRefused`` where that cannot be had."""
     identity = id or f"{_in_headers(name)}-{uuid.uuid4().hex[:12]}"
+    if isolation is None:
+        with _opened(name, identity, expected_calls, deadline_s, None) as opened:
+            yield opened
+        return
+    from agentsched.cgroups import Sandbox
+
+    with (
+        Sandbox.open(identity, isolation=isolation) as sandbox,
+        _opened(name, identity, expected_calls, deadline_s, sandbox) as opened,
+    ):
+        yield opened
+
+
+@contextlib.contextmanager
+def _opened(
+    name: str, identity: str, expected_calls: int, deadline_s: float | None, sandbox: Sandbox | None
+) -> Iterator[Program]:
+    parent, daemon = _program.get(), reporter()
     daemon.report(
         ProgramOpened(
             program=identity,
@@ -89,7 +119,7 @@ def program(
         )
     )
     says_more = parent or expected_calls or deadline_s is not None
-    opened = Program(identity, name, parent, daemon.mark() if says_more else None)
+    opened = Program(identity, name, parent, daemon.mark() if says_more else None, sandbox)
     token = _program.set(opened)
     try:
         yield opened

@@ -49,7 +49,11 @@ def run_command(
     ``SpecRefused`` for what cannot be run, ``HostRefused`` where the machine does not let it. Where the
     machine has no control groups for us it runs as a plain process, which is said once.
     """
-    return run_spec(_spec(command, cwd, env, tool, limits(memory, cpu), timeout_s, hint))
+    spec = _spec(command, cwd, env, tool, limits(memory, cpu), timeout_s, hint)
+    running = current_program()
+    if running is not None and running.sandbox is not None:
+        return run_reported(running.sandbox, _named(spec, running))
+    return run_spec(spec)
 
 
 async def arun_command(
@@ -64,7 +68,11 @@ async def arun_command(
     hint: str = "",
 ) -> ToolResult:
     """The same for asyncio. Cancelling it kills the command with all that it started."""
-    return await arun_spec(_spec(command, cwd, env, tool, limits(memory, cpu), timeout_s, hint))
+    spec = _spec(command, cwd, env, tool, limits(memory, cpu), timeout_s, hint)
+    running = current_program()
+    if running is not None and running.sandbox is not None:
+        return await arun_reported(running.sandbox, _named(spec, running))
+    return await arun_spec(spec)
 
 
 def _spec(

@@ -12,6 +12,7 @@ import click
 import pytest
 
 import agentsched
+from agentsched.cli import commands
 from agentsched.cli import main as frame
 
 
@@ -42,7 +43,7 @@ def test_help_lists_every_command_and_imports_none_of_them() -> None:
         "{'torch', 'aiohttp', 'transformers', 'networkx', 'plotly', 'rich'}])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for name, help_text in frame.COMMANDS.items():
+    for name, help_text in commands.COMMANDS.items():
         assert name in done.stdout
         assert help_text in done.stdout
     assert "Examples:" in done.stdout
@@ -50,8 +51,8 @@ def test_help_lists_every_command_and_imports_none_of_them() -> None:
 
 
 def test_help_fits_a_narrow_terminal() -> None:
-    longest = max(map(len, frame.COMMANDS))
-    assert all(longest + len(text) < 75 for text in frame.COMMANDS.values())
+    longest = max(map(len, commands.COMMANDS))
+    assert all(longest + len(text) < 75 for text in commands.COMMANDS.values())
 
 
 def test_version_is_the_packages() -> None:
@@ -61,14 +62,14 @@ def test_version_is_the_packages() -> None:
     assert done.stdout == f"agentsched {agentsched.__version__}\n"
 
 
-@pytest.mark.parametrize("name", frame.COMMANDS)
+@pytest.mark.parametrize("name", commands.COMMANDS)
 def test_every_listed_command_loads(name: str) -> None:
-    command = frame.cli.get_command(click.Context(frame.cli), name)
+    command = commands.cli.get_command(click.Context(commands.cli), name)
     assert command is not None
     assert command.name == name
 
 
-@pytest.mark.parametrize("name", frame.COMMANDS)
+@pytest.mark.parametrize("name", commands.COMMANDS)
 def test_every_command_tells_its_own_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main(name, "--help") == 0
     assert f"Usage: agentsched {name}" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from agentsched import __version__
-from agentsched.cli.main import cli
+from agentsched.cli.commands import cli
 from agentsched.core.decisions import Admit
 from agentsched.core.log import Entry, Header, encode
 from agentsched.core.snapshot import freeze

@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from agentsched.cgroups import isolation
+from agentsched.cli import run_options
+from agentsched.cli.run import run as run_command
 from tests.cgroups.looking import eventually, instances_of, is_running
 
 BACKENDS = [pytest.param("auto", marks=pytest.mark.cgroups), "none"]
@@ -57,6 +60,8 @@ def test_stdio_is_passed_through_and_options_of_the_command_are_its_own() -> Non
     ("words", "message"),
     [
         ([], "Missing argument"),
+        (["--disk", "1G", "true"], "go with --isolate"),
+        (["--isolate", "--disk", "1K", "true"], "at least 1 MiB"),
         (["--hint", "lots", "true"], "'lots' is not <memory|cpu|time>:<low|medium|high|amount>"),
         (["--memory", "much", "true"], "'much' is not a size such as 512M"),
         (["--memory", "1K", "true"], "memory_bytes must be at least 1 MiB"),
@@ -186,3 +191,75 @@ def test_it_starts_without_heavy_imports() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.cgroups
+def test_an_isolated_command_writes_where_it_may_and_is_told_when_its_disk_is_full(tmp_path: Path) -> None:
+    if why := isolation.missing():
+        pytest.skip(why)
+    (tmp_path / "own").mkdir()
+    script = f"cd {tmp_path}; echo a > own/a; head -c 9999999 /dev/zero > fill; ls; exit 3"
+    done = run("--isolate", "--disk", "4M", "--writable", f"{tmp_path}/own", "--", "sh", "-c", script)
+    assert (done.returncode, done.stdout) == (3, "fill\nown\n")
+    assert "its disk was full" in done.stderr.lower()
+    assert sorted(os.listdir(tmp_path)) == ["own"]
+    assert (tmp_path / "own" / "a").read_text() == "a\n"
+
+
+def test_where_isolation_cannot_be_had_nothing_runs() -> None:
+    bare = str(Path(sys.executable).parent)  # no bwrap there
+    done = run("--isolate", "--", sys.executable, "-c", "print('ran')", PATH=bare)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "apt-get install bubblewrap" in done.stderr
+
+
+NEEDED = """
+import sys
+from agentsched.cli.main import main
+try:
+    main(sys.argv[1:])
+finally:
+    print([name for name in sys.modules if name in HEAVY or name.startswith("agentsched.core")])
+"""
+
+
+@pytest.mark.parametrize(
+    "words", [["/bin/true"], ["--memory=64M", "--timeout", "9", "--nesting", "--", "/bin/true"]]
+)
+def test_a_plain_run_imports_little_for_each_import_delays_the_command(words: list[str]) -> None:
+    heavy = {"click", "inspect", "typing_extensions", "logging", "asyncio", "json", "uvloop", "networkx"}
+    heavy |= {"dataclasses", "tempfile", "http.client", "urllib.request", "agentsched.sdk", "rich"}
+    code = f"HEAVY = {heavy!r}\n{NEEDED}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", *words], capture_output=True, text=True, env=environment()
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["--no-such-option", "true"],
+        ["--memory", "lots", "true"],
+        ["--timeout"],
+        ["--usage=yes", "true"],
+        ["--json", "/nowhere/file", "true"],
+        [],
+    ],
+)
+def test_what_is_not_plain_is_left_to_click(words: list[str]) -> None:
+    assert run_options.parse(words) is None
+
+
+def test_both_ways_of_reading_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTSCHED_PROGRAM", "of-the-environment")
+    words = ["--memory=1.5G", "--cpu", "0.5", "--priority", "3", "--writable", "/tmp", "--writable=/var"]
+    words += ["--isolate", "--hint", "cpu:low", "--", "sh", "-c", "--memory"]
+    plain = run_options.parse(words)
+    assert plain is not None
+    with run_command.make_context("run", list(words)) as context:
+        assert context.params | {"program": plain["program"]} == plain
+        assert context.params["program"] == "of-the-environment"
+    assert (plain["memory"], plain["writable"]) == (3 << 29, ("/tmp", "/var"))
+    assert plain["command"] == ("sh", "-c", "--memory")

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agentsched.cgroups import Sandbox
+from agentsched.cgroups import Isolation, Sandbox, isolation
 from agentsched.sdk import ToolDied, arun_command, program, run_command, tool
 from agentsched.sdk.tool_runs import say_unenforced
 from tests.daemon.serving import until
@@ -182,3 +182,15 @@ def test_limits_that_this_machine_lacks_are_said_once(caplog: pytest.LogCaptureF
     assert [record.getMessage().split(" (")[0] for record in caplog.records] == [
         "tools run without what was asked for: memory limit, CPU limit"
     ]
+
+
+def test_commands_of_an_isolated_program_share_a_disk_that_goes_with_it(
+    daemon: Recording, tmp_path: Path
+) -> None:
+    if why := isolation.missing():
+        pytest.skip(why)
+    with program("builder", isolation=Isolation(disk_bytes=1 << 20)) as running:
+        run_command("echo built > made", cwd=str(tmp_path))
+        assert asyncio.run(arun_command("cat made", cwd=str(tmp_path))).text == "built\n"
+    assert list(tmp_path.iterdir()) == []
+    assert {event["program"] for event in daemon.named("ToolFinished")} == {running.id}

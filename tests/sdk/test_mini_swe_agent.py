@@ -14,6 +14,7 @@ from minisweagent.environments import get_environment
 from minisweagent.environments.local import LocalEnvironment
 from minisweagent.exceptions import Submitted
 
+from agentsched.cgroups import isolation
 from agentsched.sdk.mini_swe_agent import CLOSING, SandboxEnvironment
 from agentsched.sdk.reporting import Reporter, use_reporter
 from tests.sdk.recording import Recording
@@ -182,3 +183,16 @@ def test_progress_and_hints_of_a_running_command_are_reported(
     shares = [event["done_fraction"] for event in daemon.named("ToolProgressed")]
     assert len(shares) >= 3
     assert shares == sorted(shares)
+
+
+def test_isolated_commands_leave_the_disk_as_it_was(daemon: Recording, tmp_path: Path) -> None:
+    if why := isolation.missing():
+        pytest.skip(why)
+    environment = SandboxEnvironment(cwd=str(tmp_path), isolation={"disk_bytes": 1 << 20, "network": False})
+    environment.execute({"command": "echo made > file"})
+    assert environment.execute({"command": "cat file"})["output"] == "made\n"
+    assert list(tmp_path.iterdir()) == []
+    assert environment.serialize()["info"]["config"]["environment"]["isolation"] == {
+        "disk_bytes": 1 << 20,
+        "network": False,
+    }

@@ -6,7 +6,6 @@ thread makes anew, telling of all calls that run. Without a controller calls run
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import subprocess
@@ -17,8 +16,6 @@ import time
 import msgspec
 
 from agentsched.cgroups.control import messages as ms
-
-_log = logging.getLogger(__name__)
 
 SWITCH = "AGENTSCHED_CONTROL"
 """``off``: this process's calls are not controlled."""
@@ -117,7 +114,11 @@ class Client:
                     return
             connection = _connect()
             if connection is None:
-                _log.warning("tool calls are not controlled: %s.process cannot be started", __package__)
+                import logging
+
+                logging.getLogger(__name__).warning(
+                    "tool calls are not controlled: %s.process cannot be started", __package__
+                )
                 time.sleep(_REST_S)
                 continue
             with self._changed:

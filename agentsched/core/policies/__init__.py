@@ -1,38 +1,40 @@
-"""Complete policies by name."""
+"""Complete policies by name. The module of one is imported when it is first made."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from agentsched.core.foresight import Oracle
-from agentsched.core.policies.agentsched import ABLATIONS, agentsched, clairvoyant
-from agentsched.core.policies.continuum import continuum
-from agentsched.core.policies.fcfs_lru import fcfs_lru
 from agentsched.core.policies.parts import Policy
-from agentsched.core.policies.plas import plas
-from agentsched.core.policies.saga import saga
-from agentsched.core.policies.thunderagent import thunderagent
+
+if TYPE_CHECKING:
+    from agentsched.core.foresight import Oracle
 
 __all__ = ["ABLATION_NAMES", "POLICY_NAMES", "Policy", "make_policy"]
 
-_POLICIES: dict[str, Callable[[], Policy]] = {
-    "fcfs-lru": fcfs_lru,
-    "continuum": continuum,
-    "saga": saga,
-    "thunderagent": thunderagent,
-    "plas": plas,
-    "agentsched": agentsched,
-}
-POLICY_NAMES = tuple(_POLICIES)
-ABLATION_NAMES = tuple(ABLATIONS)
+POLICY_NAMES = ("fcfs-lru", "continuum", "saga", "thunderagent", "plas", "agentsched")
+"""Each is a function of the module that has its name, with ``_`` for ``-``."""
+
+_WITHOUT = "agentsched-no-"
+_MECHANISMS = ("peak", "overcommit", "leaving", "relief", "tryouts", "retention", "order")
+ABLATION_NAMES = tuple(f"{_WITHOUT}{mechanism}" for mechanism in _MECHANISMS)
+"""Ours with one mechanism switched off."""
 
 
 def make_policy(name: str, oracle: Oracle | None = None) -> Policy:
     """A new policy with nothing learned yet. ``clairvoyant`` is one more name where there is an oracle,
     which only a simulation has. Raises ValueError listing the names."""
     if name == "clairvoyant" and oracle is not None:
+        from agentsched.core.policies.agentsched import clairvoyant
+
         return clairvoyant(oracle)
-    try:
-        return (_POLICIES | ABLATIONS)[name]()
-    except KeyError:
-        raise ValueError(f"unknown policy {name!r}; choose one of {', '.join(POLICY_NAMES)}") from None
+    if name in ABLATION_NAMES:
+        from agentsched.core.policies.agentsched import without
+
+        return without(name, name.removeprefix(_WITHOUT))
+    if name not in POLICY_NAMES:
+        raise ValueError(f"unknown policy {name!r}; choose one of {', '.join(POLICY_NAMES)}")
+    function = name.replace("-", "_")
+    made = getattr(import_module(f"{__name__}.{function}"), function)()
+    assert isinstance(made, Policy)
+    return made

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 from agentsched.core.foresight import Foresight, Known, Learned, Oracle
 from agentsched.core.policies.fcfs_lru import EngineOrder, Recency
@@ -47,8 +45,8 @@ def _policy(
     )
 
 
-def _without(mechanism: str) -> Policy:
-    name = f"agentsched-no-{mechanism}"
+def without(name: str, mechanism: str) -> Policy:
+    """The same with one mechanism switched off."""
     match mechanism:
         case "retention":
             return _policy(name, Learned(), retention=Recency())
@@ -56,10 +54,3 @@ def _without(mechanism: str) -> Policy:
             return _policy(name, Learned(), rank=EngineOrder())
         case _:
             return _policy(name, Learned(), gate=replace(Mechanisms(), **{mechanism: False}))
-
-
-ABLATIONS: dict[str, Callable[[], Policy]] = {
-    f"agentsched-no-{mechanism}": partial(_without, mechanism)
-    for mechanism in ("peak", "overcommit", "leaving", "relief", "tryouts", "retention", "order")
-}
-"""Ours with one mechanism switched off, by name."""
