@@ -95,6 +95,19 @@ def test_a_short_command_is_not_missed(kernel: Source, leaf: Leaf, start: Start)
     ]
 
 
+def test_a_storm_of_processes_is_told_in_portions(kernel: Source, leaf: Leaf, start: Start) -> None:
+    """Who asks must hear of it while it goes on."""
+    kernel.watch(leaf)
+    shell = start("bash", "-c", "for i in $(seq 300); do /bin/true $i; done")
+    assert shell.wait(60) == 0
+    first = kernel.events(0.0)
+    assert not exited(shell.pid, first)
+    events = first + events_until(kernel, lambda seen: exited(shell.pid, seen))
+    assert [words[1] for words in words_of(events) if words[0] == "/bin/true"] == [
+        str(i) for i in range(1, 301)
+    ]
+
+
 def test_long_commands_are_cut_and_say_so_or_are_read_elsewhere(
     kernel: Source, leaf: Leaf, start: Start
 ) -> None:

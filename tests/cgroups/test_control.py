@@ -102,6 +102,8 @@ def test_a_burst_of_one_is_no_end_of_the_others_nor_of_the_agent(controller: Pat
     ends = agents(host, [["low", 0, words], ["lower", 0, words], ["high", 3, words]])
     assert host.oom_kills == 0
     assert ends["high"]["status"] == 0
+    assert "Cap(" in controller.read_text()
+    assert "Protect(" in controller.read_text()
     for name in ("low", "lower"):
         assert ends[name]["status"] == 0 or "was ended while it held" in ends[name]["note"]
 
@@ -138,15 +140,21 @@ def test_a_killed_controller_leaves_nothing_held_back_and_another_takes_over(
 
 
 def held_back(host: HostLeaf) -> list[str]:
-    """Control files that hold some call back."""
+    """Control files that hold some call back, or keep memory from it."""
     held = []
+    usually = {
+        "memory.oom_control": "oom_kill_disable 0",
+        "memory.high": "max",
+        "memory.low": "0",
+        "cgroup.freeze": "0",
+    }
     for folder in Path(host.folder).rglob("*/"):
-        for name, usual in (("memory.oom_control", "oom_kill_disable 0"), ("memory.high", "max")):
+        for name, usual in usually.items():
             try:
                 text = (folder / name).read_text()
             except OSError:
                 continue
-            if usual not in text:
+            if usual not in text.splitlines():
                 held.append(str(folder / name))
     return held
 

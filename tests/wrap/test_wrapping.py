@@ -7,10 +7,16 @@ import os
 import pty
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from agentsched.cgroups import Sandbox
+from agentsched.cgroups.bpf.facts import Event, Forked
+from agentsched.cgroups.bpf.polled import PolledSource
+from agentsched.cgroups.wrapping.agent import Agent
+from agentsched.sdk.wrapped import Silence
 from tests.cgroups.looking import eventually, is_running
 from tests.wrap.conftest import MAIN, environment, wrap
 
@@ -66,6 +72,22 @@ def test_what_commands_leave_behind_ends_with_the_agent(cgroups: None, tmp_path:
     done = wrap("--sensing", "polling", "--", "bash", "-c", agent)
     assert done.stdout == "alive\n", done.stderr
     assert not is_running(int(pid.read_text()))
+
+
+class NeverQuiet(PolledSource):
+    """As of an agent that left something behind which makes process after process."""
+
+    def events(self, timeout_s: float) -> list[Event]:
+        return super().events(0.0) or [Forked(at_s=time.monotonic(), leaf=0, pid=1, parent=1)]
+
+
+def test_the_end_does_not_wait_for_what_is_left_behind_to_be_quiet(cgroups: None) -> None:
+    with Sandbox.open("busy") as sandbox:
+        agent = Agent(sandbox, NeverQuiet(), Silence(None))
+        pid = agent.start(["sh", "-c", "setsid sleep 600 & exit 3"], os.environ)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+        agent.close()
+        assert sandbox.leaves() == {}
 
 
 def test_signals_to_it_are_passed_on(cgroups: None) -> None:

@@ -10,6 +10,7 @@ import ctypes as ct
 import logging
 import struct
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +25,11 @@ _log = logging.getLogger(__name__)
 _HEAD = struct.Struct("<QQIIIi")  # struct event_t
 _EXEC = struct.Struct("<II")
 _FORKED, _EXECUTING, _EXECUTED, _EXITED, _OOM_KILLED = range(1, 6)
+_MOST_AT_ONCE = 512
+"""So many events are told together. The ring's reader goes on for as long as more come: in a storm of short
+processes for ever."""
+
+_ENOUGH = -1  # what a callback answers for the reader to stop behind this event
 _DOING = ("running", "ready", "asleep", "waiting")
 _BY_LEAF = {
     "lifecycle": b"lives",
@@ -147,10 +153,14 @@ class KernelSource:
         return Threads(**doing)
 
     def events(self, timeout_s: float) -> list[Event]:
-        bpf = self._bpf
+        bpf, deadline_s = self._bpf, time.monotonic() + timeout_s
         if bpf is None:
             return []
-        bpf.ring_buffer_poll(max(0, round(timeout_s * 1000)))
+        left_s = timeout_s
+        while not self._events and left_s >= 0:
+            # comes back with nothing when an event is still being written
+            bpf.ring_buffer_poll(max(0, round(left_s * 1000)))
+            left_s = deadline_s - time.monotonic()
         self._say_lost()
         found = list(self._events)
         self._events.clear()
@@ -163,7 +173,7 @@ class KernelSource:
             self._told_lost = True
             _log.warning("%d events of tool calls were lost: more happened than the ring buffer holds", lost)
 
-    def _take(self, context: Any, data: int, size: int) -> None:
+    def _take(self, context: Any, data: int, size: int) -> int:
         raw = ct.string_at(data, size)
         time_ns, leaf, kind, pid, parent, status = _HEAD.unpack_from(raw)
         at = {"at_s": time_ns / 1e9, "leaf": leaf, "pid": pid}
@@ -181,6 +191,7 @@ class KernelSource:
             self._events.append(Exited(status=status, **at))
         elif kind == _OOM_KILLED:
             self._events.append(OomKilled(**at))
+        return _ENOUGH if len(self._events) >= _MOST_AT_ONCE else 0
 
     def close(self) -> None:
         with self._lock:

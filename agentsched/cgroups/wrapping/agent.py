@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import threading
@@ -141,8 +142,12 @@ class Agent:
         # on a busy machine it would come late by what others compute
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
-        while True:
+        until_s = math.inf
+        while time.monotonic() < until_s:
             over = self._over.is_set()
+            if over and until_s == math.inf:
+                # what it left may go on making processes for ever
+                until_s = time.monotonic() + _STATUS_S
             events = self._source.events(_SETTLE_S if over else _LOOK_S)
             with self._lock:
                 for event in events:
