@@ -25,6 +25,8 @@ from typing import NamedTuple
 
 import pytest
 
+from agentsched.cli.main import COMMANDS
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 
@@ -154,6 +156,16 @@ def test_commands_are_fenced_as_such() -> None:
     hidden = re.compile(begin, re.MULTILINE)
     found = {page.name: hidden.findall(page.read_text("utf-8")) for page in DOCS.glob("*.md")}
     assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+def test_commands_that_are_named_are_there() -> None:
+    benches = {path.stem for path in (ROOT / "agentsched/workloads/bench").glob("[!_]*.py")}
+    for page in DOCS.glob("*.md"):
+        text = page.read_text("utf-8")
+        named = re.findall(r"`agentsched ([a-z][\w-]*)", text)
+        assert set(named) <= COMMANDS.keys(), page.name
+        measured = {name.replace("-", "_") for name in re.findall(r"scripts/bench ([a-z][\w-]*)", text)}
+        assert measured <= benches, page.name
 
 
 def test_python_on_the_pages_is_python() -> None:
