@@ -94,3 +94,28 @@ def test_what_cannot_be_read_is_the_clients_fault(path: str, body: bytes) -> Non
 def test_what_means_nothing_to_an_api_is_not_looked_at() -> None:
     _, found = read("/v1/completions", b'{"prompt": "a", "messages": 5}', care=True)
     assert Talk(found).messages == [{"role": "user", "content": "a"}]
+
+
+@pytest.mark.parametrize("before", [0, FEW_PIECES])
+def test_an_item_that_is_no_object_is_refused(before: int) -> None:
+    pieces = [b'{"role": "user", "content": "a"}'] * before
+    identities = Identities()
+    chat = read(PATHS[0], b'{"messages": []}', care=True)[0].chat
+    for known in (pieces, [*pieces, b"7"]):
+        found = Transcript(known, lambda each: (each,), field="input")
+        ask = Ask(chat=chat, digest=b"%d" % len(known), transcript=found)
+        if known is pieces:
+            identities.resolve(ask)  # what is known of them hides nothing that comes after
+        else:
+            with pytest.raises(ApiError, match="input: must be a list of objects"):
+                identities.resolve(ask)
+
+
+def test_a_beginning_is_told_from_another_by_all_of_its_pieces() -> None:
+    said = [{"role": "user", "content": f"{number}"} for number in range(FEW_PIECES)]
+    keys = transcript(said).keys
+    assert len(set(keys)) == len(said) + 1
+    for changed in range(len(said)):
+        others = transcript([*said[:changed], {"role": "user", "content": "b"}, *said[changed + 1 :]]).keys
+        assert others[: changed + 1] == keys[: changed + 1]
+        assert set(others[changed + 1 :]).isdisjoint(keys)

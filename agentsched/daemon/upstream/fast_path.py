@@ -24,6 +24,7 @@ from agentsched.daemon.errors import ApiError
 from agentsched.daemon.upstream.client import Head
 from agentsched.daemon.upstream.plain_requests import MOST_HEAD_BYTES, Heads, begins_plainly
 from agentsched.daemon.upstream.waiting import PlainClient
+from agentsched.engines.upstream.pool import header_lines
 from agentsched.engines.upstream.wire import Header
 
 _log = logging.getLogger(__name__)
@@ -350,15 +351,10 @@ class Connection(asyncio.Protocol):
         self._wire.abort()
 
     def _lines(self, status: int, headers: Sequence[Header], *more: Header) -> bytes:
-        lines = [_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-        dated = False
-        for name, value in (*headers, *more):
-            lines.append(b"%b: %b\r\n" % (name, value))
-            dated = dated or (len(name) == 4 and name.lower() == b"date")
-        if not dated:
-            lines.append(self._path.date())
-        lines.append(b"\r\n")
-        return b"".join(lines)
+        line = _LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+        lines = header_lines([*headers, *more])
+        date = b"" if b"\ndate:" in (line + lines).lower() else self._path.date()
+        return b"%b%b%b\r\n" % (line, lines, date)
 
     async def _send(self, data: bytes = b"") -> None:
         if self._wire.is_closing():

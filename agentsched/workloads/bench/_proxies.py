@@ -73,6 +73,7 @@ class Proxy:
 
 def _agentsched(port: int, upstream: str, folder: Path) -> list[str]:
     command = [sys.executable, "-m", "agentsched", "serve", "--port", str(port)]
+    command += ["--state", str(folder / "state")]
     return [*command, "--upstream", f"http://{upstream}", "--upstream-kv-tokens", "100000000"]
 
 

@@ -66,7 +66,7 @@ _JSON = re.compile(r"^JSON (.*)$", re.MULTILINE)
 class Bench:
     """One run: the proxies that are there, and what was measured of each."""
 
-    def __init__(self, *, load_core: int, seconds: float, folder: Path, console: Console) -> None:
+    def __init__(self, *, load_core: int, seconds: int, folder: Path, console: Console) -> None:
         self.figures: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         self.missing: dict[str, str] = {}
         self._load_core = load_core
@@ -87,7 +87,7 @@ class Bench:
             write_wrk_script(script, body(size_kb * 1000, stream=False))
         command = ["taskset", "-c", str(self._load_core), "wrk", "-t1", f"-c{connections}"]
         command += [
-            f"-d{self._seconds:g}s",
+            f"-d{self._seconds}s",
             "--timeout",
             "20s",
             "-s",
@@ -196,7 +196,7 @@ def turns(proxies: list[Proxy], rounds: int) -> Iterator[list[Proxy]]:
 @click.command()
 @click.option("--quick", is_flag=True, help="Short runs: seconds a figure in place of minutes. For a look.")
 @click.option("--rounds", type=click.IntRange(1), help="[default: 5; 1 with --quick]")
-@click.option("--seconds", type=click.FloatRange(0.5), help="Of each run. [default: 4; 1 with --quick]")
+@click.option("--seconds", type=click.IntRange(1), help="Of each run. [default: 4; 1 with --quick]")
 @click.option("--only", default=",".join(CONTENDERS), help="Names of proxies, with commas.")
 @click.option(
     "--open", "open_streams", default=2000, show_default=True, help="Streams at once; 0: not measured."
@@ -209,7 +209,7 @@ def turns(proxies: list[Proxy], rounds: int) -> Iterator[list[Proxy]]:
 def main(
     quick: bool,
     rounds: int | None,
-    seconds: float | None,
+    seconds: int | None,
     only: str,
     open_streams: int,
     soak: int,
@@ -223,7 +223,7 @@ def main(
         raise click.ClickException("wrk is not installed (apt-get install wrk)")
     cores = sorted(os.sched_getaffinity(0))
     core = cores[-1] if proxy_core is None else proxy_core
-    rounds, seconds = rounds or (1 if quick else 5), seconds or (1.0 if quick else 4.0)
+    rounds, seconds = rounds or (1 if quick else 5), seconds or (1 if quick else 4)
     begun_s = time.monotonic()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agentsched-gateway-")))
