@@ -77,8 +77,9 @@ class Isolated:
         try:
             self._holder = _hold(isolation, scratch)
             try:
-                self._init = _await_ready(self._holder)
-                self._pidfd = os.pidfd_open(self._init)
+                self.init = _await_ready(self._holder)
+                """The first process inside, which ends last."""
+                self._pidfd = os.pidfd_open(self.init)
                 self._apart = Apart(self._enter)
             except (OSError, HostRefused):
                 _stop(self._holder, None)
@@ -110,7 +111,7 @@ class Isolated:
         """What is written by now."""
         limit = self._isolation.disk_bytes
         try:
-            seen = os.statvfs(f"/proc/{self._init}/root/")
+            seen = os.statvfs(f"/proc/{self.init}/root/")
         except OSError:
             return DiskUse(used_bytes=0, limit_bytes=limit)
         return DiskUse(

@@ -34,6 +34,7 @@ from typing import Any
 import msgspec
 
 from agentsched.core.core import Core
+from agentsched.core.policies import import_all
 
 Value = None | bool | int | float | str | list[Any]
 
@@ -64,6 +65,7 @@ def freeze(core: Core) -> Snapshot:
 
 def thaw(snapshot: Snapshot) -> Core:
     """A core that goes on from there. Raises ``SnapshotError``."""
+    import_all()  # nothing is imported because a snapshot names it
     try:
         core = _Thawer(snapshot.objects).run()
     except (LookupError, TypeError, ValueError, AttributeError) as error:

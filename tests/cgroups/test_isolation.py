@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -200,6 +201,24 @@ def test_nothing_is_left_of_it(possible: None, tmp_path: Path, monkeypatch: pyte
     assert Path("/proc/self/mountinfo").read_text() == before
     held = subprocess.run(["pgrep", "-fc", str(tmp_path)], capture_output=True, text=True)
     assert held.stdout.strip() == "0"
+
+
+def test_a_killed_runtime_takes_it_along(possible: None) -> None:
+    code = """
+import sys, time
+from agentsched.cgroups import Isolation, Sandbox, ToolSpec
+sandbox = Sandbox.open("killed", isolation=Isolation(disk_bytes=1 << 20))
+tell = lambda leaf, pid: print(sandbox.isolated.init, flush=True)
+sandbox.run(ToolSpec(command="sleep 1000"), on_start=tell)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as runtime:
+        assert runtime.stdout is not None
+        first = os.pidfd_open(int(runtime.stdout.readline()))
+        runtime.kill()
+    try:
+        assert select.select([first], [], [], 20)[0], "the place outlives its runtime"
+    finally:
+        os.close(first)
 
 
 def test_without_bwrap_it_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
+import msgspec
 import pytest
 
-from agentsched.core import ABLATION_NAMES, POLICY_NAMES, make_policy
+from agentsched.core import ABLATION_NAMES, POLICY_NAMES, Core, make_policy
+from agentsched.core.snapshot import freeze
 
 
 def imported(code: str) -> set[str]:
@@ -41,3 +44,13 @@ def test_every_name_is_that_of_a_policy(name: str) -> None:
 def test_a_name_that_is_none_is_told_the_others() -> None:
     with pytest.raises(ValueError, match="fcfs-lru"):
         make_policy("agentsched-no-such")
+
+
+def test_a_snapshot_of_any_policy_is_thawed_where_none_was_imported(tmp_path: Path) -> None:
+    for name in POLICY_NAMES:
+        frozen = freeze(Core(make_policy(name)))
+        file = tmp_path / name
+        file.write_bytes(msgspec.json.encode(frozen))
+        code = "import sys, msgspec; from agentsched.core.snapshot import Snapshot, thaw"
+        code += f"; thaw(msgspec.json.decode(open({str(file)!r}, 'rb').read(), type=Snapshot))"
+        assert "agentsched.core.snapshot" in imported(code)

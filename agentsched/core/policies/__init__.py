@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from agentsched.core.policies.parts import Policy
@@ -10,7 +11,7 @@ from agentsched.core.policies.parts import Policy
 if TYPE_CHECKING:
     from agentsched.core.foresight import Oracle
 
-__all__ = ["ABLATION_NAMES", "POLICY_NAMES", "Policy", "make_policy"]
+__all__ = ["ABLATION_NAMES", "POLICY_NAMES", "Policy", "import_all", "make_policy"]
 
 POLICY_NAMES = ("fcfs-lru", "continuum", "saga", "thunderagent", "plas", "agentsched")
 """Each is a function of the module that has its name, with ``_`` for ``-``."""
@@ -34,7 +35,16 @@ def make_policy(name: str, oracle: Oracle | None = None) -> Policy:
         return without(name, name.removeprefix(_WITHOUT))
     if name not in POLICY_NAMES:
         raise ValueError(f"unknown policy {name!r}; choose one of {', '.join(POLICY_NAMES)}")
-    function = name.replace("-", "_")
-    made = getattr(import_module(f"{__name__}.{function}"), function)()
+    made = getattr(_module(name), name.replace("-", "_"))()
     assert isinstance(made, Policy)
     return made
+
+
+def import_all() -> None:
+    """Import the parts of all policies, for who looks for them among what is imported."""
+    for name in POLICY_NAMES:
+        _module(name)
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(f"{__name__}.{name.replace('-', '_')}")

@@ -9,9 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
-from agentsched.cgroups import Leaf, Sandbox, ToolSpec
+from agentsched.cgroups import Isolation, Leaf, Sandbox, ToolSpec, isolation
 
 Figures = dict[str, Any]
 
@@ -26,15 +27,28 @@ def spread(values: list[float]) -> Figures:
     }
 
 
+BARE = "fork and exec"
+PAUSE_S = 0.2
+"""Shorter than between calls of one agent, yet what the kernel keeps ready between calls is gone by then."""
+
+
 def added(rounds: int) -> Figures:
-    """Each way in turn, ``rounds`` times; the difference to bare fork and exec of the same round."""
-    with Sandbox.open("bench-cost") as sandbox:
+    """Each way in turn, ``rounds`` times; the difference to bare fork and exec of the same round. Then again,
+    less often and with a pause before each."""
+    with ExitStack() as opened:
+        sandbox = opened.enter_context(Sandbox.open("bench-cost"))
         ways: dict[str, Callable[[], object]] = {
-            "fork and exec": lambda: subprocess.run(["/bin/true"], stdin=subprocess.DEVNULL, check=True),
+            BARE: lambda: subprocess.run(["/bin/true"], stdin=subprocess.DEVNULL, check=True),
             "sandbox": lambda: sandbox.run(ToolSpec(argv=["/bin/true"])),
             "sandbox, not sealed": lambda: sandbox.run(ToolSpec(argv=["/bin/true"], nesting=True)),
         }
+        if not isolation.missing():
+            isolated = opened.enter_context(Sandbox.open("bench-isolated", isolation=Isolation()))
+            ways["sandbox, isolated"] = lambda: isolated.run(ToolSpec(argv=["/bin/true"]))
         times = _in_turn(ways, rounds)
+        paused = _in_turn(ways, max(5, rounds // 10), PAUSE_S)
+    over = _over(times) | {_after_pause(way): spent for way, spent in _over(paused).items()}
+    times |= {_after_pause(way): spent for way, spent in paused.items()}
     run = [sys.executable, "-m", "agentsched", "run", "--", "/bin/true"]
     shell = {
         "agentsched run": lambda: subprocess.run(run, stdin=subprocess.DEVNULL, check=True),
@@ -43,21 +57,30 @@ def added(rounds: int) -> Figures:
         ),
     }
     times |= _in_turn(shell, max(5, rounds // 20))
-    bare = times["fork and exec"]
-    over = {
-        way: spread([mine - base for mine, base in zip(times[way], bare, strict=True)])
-        for way in ways
-        if way != "fork and exec"
-    }
     return {"whole": {way: spread(values) for way, values in times.items()}, "added": over}
 
 
-def _in_turn(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def _after_pause(way: str) -> str:
+    return f"{way}, after {PAUSE_S:g} s"
+
+
+def _over(times: Mapping[str, list[float]]) -> Figures:
+    return {
+        way: spread([mine - base for mine, base in zip(values, times[BARE], strict=True)])
+        for way, values in times.items()
+        if way != BARE
+    }
+
+
+def _in_turn(
+    ways: Mapping[str, Callable[[], object]], rounds: int, pause_s: float = 0.0
+) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {way: [] for way in ways}
     for way in ways.values():
         way()
     for _ in range(rounds):
         for name, way in ways.items():
+            time.sleep(pause_s)
             began_s = time.perf_counter()
             way()
             times[name].append(time.perf_counter() - began_s)
