@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import pytest
 
-from agentsched.cli.main import COMMANDS
+from agentsched.cli.commands import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -55,7 +55,6 @@ def main(args: list[str] | None = None) -> None:
 
 def _run_plainly(asked: Asked) -> int | None:
     """``agentsched run`` without click, which would be half of its time; None: click is to say why not."""
-    _import_msgspec()
     from agentsched.cgroups import SpecRefused
     from agentsched.cli.run_call import run_call
 
@@ -66,19 +65,6 @@ def _run_plainly(asked: Asked) -> int | None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-
-
-def _import_msgspec() -> None:
-    """Without typing_extensions and with that inspect, which take a fifth of the time: from Python 3.11 on
-    all that it wants of them is in typing, where it looks next."""
-    name = "typing_extensions"
-    if name in sys.modules:
-        return
-    sys.modules[name] = None  # type: ignore[assignment]
-    try:
-        import msgspec  # noqa: F401
-    finally:
-        del sys.modules[name]
 
 
 def _main_of_click(words: list[str]) -> None:

@@ -227,7 +227,7 @@ finally:
     "words", [["/bin/true"], ["--memory=64M", "--timeout", "9", "--nesting", "--", "/bin/true"]]
 )
 def test_a_plain_run_imports_little_for_each_import_delays_the_command(words: list[str]) -> None:
-    heavy = {"click", "inspect", "typing_extensions", "logging", "asyncio", "json", "uvloop", "networkx"}
+    heavy = {"click", "logging", "asyncio", "json", "uvloop", "networkx"}
     heavy |= {"dataclasses", "tempfile", "http.client", "urllib.request", "agentsched.sdk", "rich"}
     code = f"HEAVY = {heavy!r}\n{NEEDED}"
     done = subprocess.run(
