@@ -8,16 +8,13 @@ with static limits, with nothing), ``neighbour`` (one that needs a core, beside 
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 
-from agentsched import __version__
 from agentsched.cgroups import HostRefused, Sandbox
 from agentsched.workloads.bench import (
     _cgroups_cost,
@@ -25,8 +22,8 @@ from agentsched.workloads.bench import (
     _cgroups_reaction,
     _cgroups_replay,
     _cgroups_report,
+    _found,
 )
-from agentsched.workloads.summary import describe_host
 
 RESULT = Path("out/bench/cgroups.json")
 PARTS = ("cost", "reaction", "three", "replay", "neighbour")
@@ -150,19 +147,12 @@ def main(quick: bool, only: tuple[str, ...], traces: Path | None, path: Path, re
         parts = run(only or PARTS, quick=quick, traces=traces)
     except HostRefused as error:
         raise click.ClickException(str(error)) from error
-    result = {
-        "agentsched": __version__,
-        "command": f"scripts/bench cgroups {shlex.join(sys.argv[1:])}".rstrip(),
-        "host": describe_host(),
-        "backend": backend,
-        "took_s": round(time.monotonic() - began_s, 1),
-        "goals": goals(parts),
-        "parts": parts,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1))
+    took_s = round(time.monotonic() - began_s, 1)
+    found = {"backend": backend, "took_s": took_s, "goals": goals(parts), "parts": parts}
+    result = _found.headed("cgroups", found)
     text = _cgroups_report.markdown(result)
     click.echo(text)
+    _found.keep(result, path, Console())
     if report is not None:
         report.write_text(text)
 

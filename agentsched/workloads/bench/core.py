@@ -10,11 +10,8 @@ does not count. The baseline is ``fcfs-lru``, which decides next to nothing.
 from __future__ import annotations
 
 import gc
-import json
 import math
-import shlex
 import statistics
-import sys
 import time
 from array import array
 from collections.abc import Iterator
@@ -31,6 +28,7 @@ from agentsched.core import Core, make_policy
 from agentsched.core import events as ev
 from agentsched.core.decisions import AnyDecision
 from agentsched.core.log import Entry
+from agentsched.workloads.bench import _found
 from agentsched.workloads.conditions import Conditions
 from agentsched.workloads.fixed_engine import FINISH_S, FixedEngine
 from agentsched.workloads.scripts import Script, Turn
@@ -239,12 +237,9 @@ def main(sizes: tuple[int, ...], policies: str, events: int, results: Path) -> N
     console.print(_table(rows))
     for line in checks:
         console.print(line)
-    results.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["scripts/bench", "core", *sys.argv[1:]])
-    told = {"version": __version__, "command": command, "host": describe_host(), "growth": checks}
-    (results / "core.json").write_text(json.dumps({**told, "decisions": rows}, indent=1) + "\n")
-    (results / "core.md").write_text(_markdown(command, rows, checks))
-    console.print(f"written to {results / 'core.md'} and core.json")
+    found = _found.headed("core", {"growth": checks, "decisions": rows})
+    _found.keep(found, results / "core.json", console)
+    (results / "core.md").write_text(_markdown(found["command"], rows, checks))
 
 
 def _markdown(command: str, rows: list[Row], checks: list[str]) -> str:

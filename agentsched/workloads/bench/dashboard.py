@@ -18,9 +18,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shlex
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,16 +28,16 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from agentsched import __version__
 from agentsched.core import Core, make_policy
 from agentsched.core import events as ev
 from agentsched.daemon.dashboard.live import Live
 from agentsched.daemon.dashboard.model import LIVE
 from agentsched.daemon.programs import Programs
+from agentsched.workloads.bench import _found
 from agentsched.workloads.bench._traces import CATEGORIES, frames_ms
 from agentsched.workloads.browsers import chromium, missing
 from agentsched.workloads.simulate import Options
-from agentsched.workloads.summary import describe_host, percentile
+from agentsched.workloads.summary import percentile
 from agentsched.workloads.watched import Watched
 
 if TYPE_CHECKING:
@@ -257,11 +255,7 @@ def main(programs: int, events: float, quick: bool, out: Path) -> None:
     console.print(
         f"a frame's work: {many['cpu']['p50'] / few['cpu']['p50']:.1f} times that with 3 programs (P50)"
     )
-    command = shlex.join(["scripts/bench", "dashboard", *sys.argv[1:]])
-    told = {"version": __version__, "command": command, "host": describe_host(), **figures, "goals": met}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(told, indent=1) + "\n")
-    console.print(f"written to {out}")
+    _found.keep(_found.headed("dashboard", {**figures, "goals": met}), out, console)
 
 
 if __name__ == "__main__":
