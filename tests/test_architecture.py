@@ -54,6 +54,7 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "minisweagent": ("agentsched.sdk", "agentsched.workloads"),
     "sglang": ("agentsched.engines.sglang",),
     "httptools": ("agentsched.engines.upstream",),
+    "xxhash": ("agentsched.daemon",),
     "uvloop": ("agentsched.cli", "agentsched.workloads.bench"),
     "click": ("agentsched.cli", "agentsched.workloads.bench"),
     "rich": ("agentsched.cli", "agentsched.workloads"),

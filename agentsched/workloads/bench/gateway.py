@@ -12,7 +12,9 @@ several times in turn.
 * open: so many streams open at once. Memory: PSS of the proxy's processes.
 
 agentsched identifies each call (64 programs, by a session header, with conversations of the size of the
-body), lets the core decide, and watches the answers; the others only pass bytes.
+body), lets the core decide, and watches the answers; the others only pass bytes. It remembers 50,000 turns,
+and forgets one with each call after these, which costs more: that is how a daemon is that has run for a
+while, and what a run measures but for its first seconds. ``--quick`` does not get there.
 """
 
 from __future__ import annotations
