@@ -22,7 +22,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
 import statistics
 import subprocess
@@ -38,7 +37,7 @@ import click
 import msgspec
 from rich.console import Console
 
-from agentsched import __version__
+from agentsched.workloads.bench import _found
 from agentsched.workloads.bench._gateway_report import Figures, goals, markdown
 from agentsched.workloads.bench._load import Plan, Told
 from agentsched.workloads.bench._proxies import (
@@ -51,7 +50,6 @@ from agentsched.workloads.bench._proxies import (
     started,
 )
 from agentsched.workloads.bench._requests import body, write_wrk_script
-from agentsched.workloads.summary import describe_host
 
 RESULT = Path("out/bench/gateway.json")
 RESULTS = Path(__file__).parents[1] / "results"
@@ -226,14 +224,14 @@ def main(
     cores = sorted(os.sched_getaffinity(0))
     core = cores[-1] if proxy_core is None else proxy_core
     rounds, seconds = rounds or (1 if quick else 5), seconds or (1 if quick else 4)
-    begun_s = time.monotonic()
+    begun_s, console = time.monotonic(), Console(stderr=True)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agentsched-gateway-")))
         bench = Bench(
             load_core=cores[0] if load_core is None else load_core,
             seconds=seconds,
             folder=folder,
-            console=Console(stderr=True),
+            console=console,
         )
         names = [name.strip() for name in only.split(",")]
         measure(bench, names, core, rounds=rounds, open_streams=open_streams, soak=soak)
@@ -241,23 +239,19 @@ def main(
         name: {figure: statistics.median(values) for figure, values in found.items()}
         for name, found in bench.figures.items()
     }
-    told = {
-        "version": __version__,
-        "command": shlex.join(["scripts/bench", "gateway", *sys.argv[1:]]),
-        "host": describe_host(),
+    found = {
         "took_s": round(time.monotonic() - begun_s),
         "missing": bench.missing,
         "figures": figures,
         "samples": bench.figures,
         "goals": goals(figures, bench.figures),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(told, indent=1) + "\n")
+    told = _found.headed("gateway", found)
     bench.say(markdown(told))
     if results is not None:
         results.mkdir(parents=True, exist_ok=True)
         (results / "gateway.md").write_text(markdown(told))
-    bench.say(f"written to {out}")
+    _found.keep(told, out, console)
 
 
 def measure(bench: Bench, names: list[str], core: int, *, rounds: int, open_streams: int, soak: int) -> None:
