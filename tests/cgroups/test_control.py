@@ -20,7 +20,7 @@ from agentsched.cgroups.control import client, messages
 from agentsched.workloads.host_leaf import HostLeaf
 from tests.cgroups.looking import eventually, is_running
 
-pytestmark = pytest.mark.cgroups
+pytestmark = [pytest.mark.cgroups, pytest.mark.full_v2]
 
 MIB = 1 << 20
 TERMS = {"least_reserve_bytes": 64 * MIB, "stall_s": 20.0}

@@ -26,7 +26,7 @@ from agentsched.cgroups.starting import inside
 from agentsched.workloads.host_leaf import HostLeaf
 from tests.cgroups.looking import eventually
 
-pytestmark = pytest.mark.cgroups
+pytestmark = [pytest.mark.cgroups, pytest.mark.full_v2]
 
 MIB = 1 << 20
 HOST_BYTES = 96 * MIB

@@ -50,10 +50,12 @@ class _Call:
     done: ms.Done
     touched: bool = False
 
+    def __post_init__(self) -> None:
+        self.knobs = self.place.knobs()
+
     def seen(self) -> tc.Seen:
         """What it holds now."""
-        knobs = self.place.knobs()
-        return tc.Seen(memory_bytes=knobs.memory_now(), stopped=knobs.stopped())
+        return tc.Seen(memory_bytes=self.knobs.memory_now(), stopped=self.knobs.stopped())
 
 
 @dataclass
@@ -287,8 +289,9 @@ class Server:
         for folder, place in pool.trees.items():
             knobs = place.above(folder).knobs()
             if pool.control.tight:
-                if pool.watched.pop(folder, None) is not None:
-                    self._hands.alarm(folder, None) if not place.v1 else None
+                # also one that has told: it would go on slowing down all that is under the folder
+                pool.watched.pop(folder, None)
+                self._hands.alarm(folder, None)
                 continue
             limit = knobs.memory_now() + growth
             # a new threshold for each page would cost more than a look too many
