@@ -121,7 +121,7 @@ def test_one_that_needs_more_than_there_is_ends_and_its_agent_reads_why(
 def test_a_killed_controller_leaves_nothing_held_back_and_another_takes_over(
     controller: Path, host: HostLeaf
 ) -> None:
-    words = [TOOL, "330", "0.001", "1"]
+    words = [TOOL, "255", "0.001", "1"]  # short of memory, and yet enough while nobody rations it
     calls = json.dumps([["one", 0, words], ["two", 0, words]])
     process = host.start([sys.executable, "-c", AGENT, calls])
     assert process.stdout is not None
