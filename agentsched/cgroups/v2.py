@@ -10,7 +10,9 @@ not ours to rearrange, and the reason says how to get one of one's own.
 from __future__ import annotations
 
 import errno
+import math
 import os
+import time
 
 from agentsched.cgroups import names, tree
 from agentsched.cgroups.contract import Capabilities, HostRefused, Leases
@@ -19,8 +21,10 @@ from agentsched.cgroups.leaf import CgroupBackend, Writes
 
 WANTED = ("cpu", "memory", "pids")
 _PERIOD_US = 100_000
-_STALLED_PERCENT = 5.0
-"""Of the last 10 s; one that holds what it needs at its cap does not wait."""
+_STALLED_SHARE = 0.5
+"""Of the time since the last look: one that holds what it needs at its cap does not wait."""
+
+_LOOK_S = 0.05  # what passed in less says little
 
 _ADVICE = "start under `systemd-run --user --scope -p Delegate=yes`, or delegate a cgroup of its own"
 
@@ -31,6 +35,8 @@ class V2Knobs:
     def __init__(self, folders: dict[str, str]) -> None:
         self._folder = folders["v2"]
         self._has_swap_limit = os.path.exists(f"{self._folder}/memory.swap.max")
+        self._stalled = -math.inf, 0.0
+        self._stopped = False
 
     def memory(self, limit_bytes: int | None) -> Writes:
         limit = (f"{self._folder}/memory.max", "max" if limit_bytes is None else str(limit_bytes))
@@ -51,8 +57,15 @@ class V2Knobs:
         cap = tree.read_if_there(f"{self._folder}/memory.high").strip()
         if not cap.isdigit() or self.memory_now() < int(cap) - int(cap) // 64:
             return False
-        some = tree.read_if_there(f"{self._folder}/memory.pressure").partition("avg10=")[2]
-        return float(some.split()[0]) >= _STALLED_PERCENT if some else True
+        some = tree.read_if_there(f"{self._folder}/memory.pressure").partition("total=")[2]
+        if not some:
+            return True  # a kernel without PSI
+        now_s, stalled_s = time.monotonic(), int(some.split()[0]) / 1e6
+        since_s, stalled_before_s = self._stalled
+        if now_s - since_s >= _LOOK_S:
+            self._stalled = now_s, stalled_s
+            self._stopped = stalled_s - stalled_before_s >= _STALLED_SHARE * (now_s - since_s)
+        return self._stopped
 
     def cpu(self, cores: float | None) -> Writes:
         quota = "max" if cores is None else str(max(1000, round(cores * _PERIOD_US)))

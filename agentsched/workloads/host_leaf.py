@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
-from agentsched.cgroups import hierarchy, tree, v2
+from agentsched.cgroups import hierarchy, names, tree, v2
 from agentsched.cgroups.contract import HostRefused
 
 _ENTER = 'echo 0 >"$1/cgroup.procs" && shift && exec "$@"'
@@ -35,6 +35,12 @@ class HostLeaf:
         os.mkdir(self.folder)
         for file, text in self._limits():
             tree.write(f"{self.folder}/{file}", text)
+        self._agents = self.folder
+        if not self.v1:
+            # v2 wants nobody beside folders that are limited: agents begin where runtimes step aside to
+            v2.pass_on(self.folder, v2.available(self.folder))
+            self._agents = f"{self.folder}/{names.SUPERVISOR}"
+            os.mkdir(self._agents)
 
     def _limits(self) -> list[tuple[str, str]]:
         limit = str(self.memory_bytes)
@@ -48,7 +54,7 @@ class HostLeaf:
     ) -> subprocess.Popen[str]:
         """Run a process in it, its output in a pipe."""
         return subprocess.Popen(
-            ["/bin/sh", "-c", _ENTER, "host", self.folder, *argv],
+            ["/bin/sh", "-c", _ENTER, "host", self._agents, *argv],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -38,6 +38,7 @@ def on_a_disk(folder: Path) -> None:
         pytest.skip(f"{folder} is on no block device")
 
 
+@pytest.mark.full_v2
 def test_commands_of_a_leaf_are_seen_in_full_and_in_order(
     source: Source, leaf: Leaf, start: Start, tmp_path: Path
 ) -> None:
@@ -71,6 +72,7 @@ def test_what_happens_elsewhere_is_not_told(kernel: Source, leaf: Leaf, start: S
     assert outside.pid not in {event.pid for event in events}
 
 
+@pytest.mark.full_v2
 @pytest.mark.parametrize(
     ("script", "status"),
     [("exit 7", 7), ("kill -9 $$", 137), ("kill -TERM $$", 143), ("trap '' TERM; kill -TERM $$; exit 5", 5)],
@@ -131,6 +133,7 @@ def test_cpu_time_is_the_kernels_own(source: Source, leaf: Leaf, start: Start) -
     assert source.facts(leaf).running_s == pytest.approx(used, rel=0.15)
 
 
+@pytest.mark.full_v2
 def test_time_asleep_and_threads_that_sleep(kernel: Source, leaf: Leaf, start: Start) -> None:
     kernel.watch(leaf)
     sleeper = start("sleep", "0.5")
@@ -171,6 +174,7 @@ def test_page_faults_are_counted(source: Source, leaf: Leaf, start: Start, tmp_p
     assert toucher.wait(60) == 0
 
 
+@pytest.mark.full_v2
 def test_victims_of_the_oom_killer_are_told(kernel: Source, leaf: Leaf, start: Start) -> None:
     kernel.watch(leaf)
     leaf.limit_memory(32 << 20)
@@ -212,6 +216,7 @@ def test_block_io_is_counted(source: Source, leaf: Leaf, start: Start, tmp_path:
         assert (facts.io_s or 0.0) > 0.0
 
 
+@pytest.mark.full_v2
 def test_a_cgroup_made_inside_counts_as_its_leaf(kernel: Source, leaf: Leaf, start: Start) -> None:
     kernel.watch(leaf)
     folder = os.path.dirname(leaf.entries()[-1])

@@ -28,6 +28,7 @@ def sealed(sandbox: Sandbox) -> Sandbox:
     return sandbox
 
 
+@pytest.mark.full_v2
 def test_a_fork_bomb_ends_with_its_call_and_others_run(sandbox: Sandbox) -> None:
     bomb = "bomb() { bomb | bomb & }; bomb 2>/dev/null; sleep 1; echo over"
     result = sandbox.run(ToolSpec(command=bomb, limits=Limits(pids=100), timeout_s=20))
@@ -98,6 +99,7 @@ def test_a_tool_of_root_cannot_leave_its_leaf(sealed: Sandbox, attempt: str) -> 
         assert not Path(root, "agentsched-escape").exists()
 
 
+@pytest.mark.full_v2
 def test_a_tool_of_root_cannot_change_its_leaf(sealed: Sandbox) -> None:
     tried: list[str] = []
 

@@ -20,7 +20,7 @@ from agentsched.cgroups.control import client, messages
 from agentsched.workloads.host_leaf import HostLeaf
 from tests.cgroups.looking import eventually, is_running
 
-pytestmark = pytest.mark.cgroups
+pytestmark = [pytest.mark.cgroups, pytest.mark.full_v2]
 
 MIB = 1 << 20
 TERMS = {"least_reserve_bytes": 64 * MIB, "stall_s": 20.0}
@@ -121,7 +121,7 @@ def test_one_that_needs_more_than_there_is_ends_and_its_agent_reads_why(
 def test_a_killed_controller_leaves_nothing_held_back_and_another_takes_over(
     controller: Path, host: HostLeaf
 ) -> None:
-    words = [TOOL, "330", "0.001", "1"]
+    words = [TOOL, "255", "0.001", "1"]  # short of memory, and yet enough while nobody rations it
     calls = json.dumps([["one", 0, words], ["two", 0, words]])
     process = host.start([sys.executable, "-c", AGENT, calls])
     assert process.stdout is not None

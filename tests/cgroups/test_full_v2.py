@@ -26,7 +26,7 @@ from agentsched.cgroups.starting import inside
 from agentsched.workloads.host_leaf import HostLeaf
 from tests.cgroups.looking import eventually
 
-pytestmark = pytest.mark.cgroups
+pytestmark = [pytest.mark.cgroups, pytest.mark.full_v2]
 
 MIB = 1 << 20
 HOST_BYTES = 96 * MIB
@@ -214,13 +214,17 @@ print(open("/proc/self/cgroup").read())
 def test_a_runtime_alone_in_its_folder_gets_all_controllers_and_one_in_company_says_why_not(
     host: HostLeaf, alone: bool
 ) -> None:
+    own = f"{host.folder}/own"
+    os.mkdir(own)
     company = [] if alone else ["sh", "-c", 'sleep 300 & exec "$@"', "sh"]
-    process = host.start([*company, sys.executable, "-c", DELEGATED], {"AGENTSCHED_CONTROL": "off"})
-    assert process.stdout is not None
-    said = [process.stdout.readline().strip() for _ in range(3)]
-    tree.kill(host.folder)
-    process.communicate(timeout=20)
-    place = f"0::/{Path(host.folder).name}"
+    words = [*company, sys.executable, "-c", DELEGATED]
+    environment = os.environ | {"AGENTSCHED_CONTROL": "off"}
+    entered = inside(words, environment, [f"{own}/cgroup.procs"])
+    with subprocess.Popen(entered, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        said = [process.stdout.readline().strip() for _ in range(3)]
+        tree.kill(own)
+    place = f"0::/{Path(own).relative_to('/sys/fs/cgroup')}"
     if alone:
         assert said == ["True 0", "None", f"{place}/agentsched-supervisor"]
     else:

@@ -11,7 +11,7 @@ import pytest
 
 from agentsched.cgroups import Hint, Leaf, Limits, Sandbox, ToolSpec
 
-pytestmark = pytest.mark.cgroups
+pytestmark = [pytest.mark.cgroups, pytest.mark.full_v2]
 
 BURN = "import time\nwhile time.process_time() < {seconds}: pass\n"
 TOUCH = "x = bytearray({mib} << 20)\nfor i in range(0, len(x), 4096): x[i] = 1\n"

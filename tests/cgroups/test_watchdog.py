@@ -75,7 +75,9 @@ def nothing_left(process: subprocess.Popen[str], pids: list[int], guard: int) ->
     return instances_of(process.pid) == [] and not any(map(is_running, pids)) and not is_running(guard)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGKILL, marks=pytest.mark.full_v2), signal.SIGTERM, signal.SIGSEGV]
+)
 @pytest.mark.parametrize("backend", ["auto", "none"])
 def test_a_killed_runtime_leaves_nothing(start: Start, number: signal.Signals, backend: str) -> None:
     process, pids, guard = start(AGENTSCHED_BACKEND=backend)
@@ -152,6 +154,7 @@ def _frozen(leaf: Leaf) -> bool:
     return tree.keyed(tree.read_if_there(f"{folder}/cgroup.events"), "frozen") == 1
 
 
+@pytest.mark.full_v2
 def test_a_freeze_ends_with_its_lease_though_nobody_thaws(sandbox: Sandbox) -> None:
     seen: list[bool] = []
 
@@ -189,6 +192,7 @@ def test_a_frozen_tool_can_time_out(sandbox: Sandbox) -> None:
     assert result.timed_out
 
 
+@pytest.mark.full_v2
 def test_a_leased_limit_falls_back_to_the_standing_one(sandbox: Sandbox) -> None:
     files: list[Path] = []
     seen: list[list[str]] = []

@@ -81,6 +81,16 @@ def test_the_one_of_a_higher_priority_is_first_and_another_ends_for_it() -> None
     assert host.overrun_bytes == 0
 
 
+def test_what_was_taken_over_a_cap_does_not_become_the_next_cap() -> None:
+    host = ToyHost(TOTAL, slack=0.05)
+    for number in range(3):
+        host.start(tool(f"t{number}", 2500))
+    host.run(300)
+    assert host.overrun_bytes == 0
+    assert host.tools["t0"].ended == "done"
+    assert not host.live
+
+
 def test_one_that_needs_more_than_there_is_ends_and_is_told_so() -> None:
     host = ToyHost(TOTAL)
     host.start(tool("huge", 9000))

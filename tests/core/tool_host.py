@@ -41,10 +41,12 @@ class Tool:
 
 @dataclass
 class ToyHost:
-    """``others_bytes``: held by agents and whatever is no tool call."""
+    """``others_bytes``: held by agents and whatever is no tool call. ``slack``: caps hold only
+    when they are exceeded by this share."""
 
     total_bytes: int
     others_bytes: int = 0
+    slack: float = 0.0
     terms: Terms = field(default_factory=Terms)
     overrun_bytes: int = 0
 
@@ -105,7 +107,7 @@ class ToyHost:
         """Whether it hit its cap just now, or ended."""
         before, held = self._stopped(tool), tool.held_bytes
         if not tool.frozen:
-            room = tool.peak_bytes if tool.cap_bytes is None else tool.cap_bytes
+            room = tool.peak_bytes if tool.cap_bytes is None else int(tool.cap_bytes * (1 + self.slack))
             if tool.held_bytes < tool.peak_bytes:
                 tool.held_bytes = min(
                     tool.peak_bytes, max(tool.held_bytes, room), tool.held_bytes + int(tool.rate * STEP_S)

@@ -40,7 +40,7 @@ def cgroups() -> None:
             pytest.skip("no cgroups here: " + "; ".join(f"{name}: {why}" for name, why in sandbox.refused))
 
 
-@pytest.fixture(params=["bpf", "polling"])
+@pytest.fixture(params=[pytest.param("bpf", marks=pytest.mark.full_v2), "polling"])
 def sensing(request: pytest.FixtureRequest, cgroups: None) -> str:
     if request.param == "bpf" and (reason := why_not()) is not None:
         pytest.skip(f"no BPF here: {reason}")

@@ -77,9 +77,9 @@ class Hands:
             self._take_back(key, lift)
             return
         self._hold(key, lift)
-        wanted = limit_bytes
         for margin in _MARGINS:
-            wanted = max(wanted, knobs.memory_now() + margin) if margin else wanted
+            # v1 refuses a cap under that; v2 would take from the call what it needs, and stop it for it
+            wanted = max(limit_bytes, knobs.memory_now() + margin)
             try:
                 for path, text in knobs.cap(wanted, place.limit_bytes):
                     tree.write_if_there(path, text)

@@ -8,6 +8,7 @@ connected for ``LINGER_S``.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import socket
@@ -28,6 +29,9 @@ _log = logging.getLogger("agentsched.control")
 LINGER_S = 30.0
 MOST_PROGRAMS = 4096
 """Whose worth is known at the same time."""
+
+LEAST_PAUSE_S = 0.01
+"""Between two looks. On v2 each call at its cap tells of that up to a hundred times a second."""
 
 FIRST_S = 5.0
 """So much longer at first: whoever started it is to connect."""
@@ -50,10 +54,12 @@ class _Call:
     done: ms.Done
     touched: bool = False
 
+    def __post_init__(self) -> None:
+        self.knobs = self.place.knobs()
+
     def seen(self) -> tc.Seen:
         """What it holds now."""
-        knobs = self.place.knobs()
-        return tc.Seen(memory_bytes=knobs.memory_now(), stopped=knobs.stopped())
+        return tc.Seen(memory_bytes=self.knobs.memory_now(), stopped=self.knobs.stopped())
 
 
 @dataclass
@@ -69,6 +75,7 @@ class _Pool:
     """CPU weights of folders, where they are not the usual."""
     programs: dict[str, int] = field(default_factory=dict)
     """CPU weights of programs."""
+    looked_s: float = -math.inf
 
 
 class Server:
@@ -122,7 +129,9 @@ class Server:
         for pool in list(self._pools.values()):
             for folder in touched & pool.watched.keys():
                 del pool.watched[folder]  # it tells of one crossing, and has
-            if now >= pool.control.next_look_s or self._concerns(pool, touched):
+            if self._concerns(pool, touched):
+                pool.control.next_look_s = min(pool.control.next_look_s, pool.looked_s + LEAST_PAUSE_S)
+            if now >= pool.control.next_look_s:
                 self._look(pool)
         if now >= self._renew_s:
             self._renew_s = now + RENEW_S
@@ -268,6 +277,7 @@ class Server:
         return any(call.pool is pool and call.place.memory in touched for call in self._calls.values())
 
     def _look(self, pool: _Pool) -> None:
+        pool.looked_s = time.monotonic()
         host = pool.view.seen()
         everybody = pool.control.needs_usage(host)
         seen = {}
@@ -287,8 +297,9 @@ class Server:
         for folder, place in pool.trees.items():
             knobs = place.above(folder).knobs()
             if pool.control.tight:
-                if pool.watched.pop(folder, None) is not None:
-                    self._hands.alarm(folder, None) if not place.v1 else None
+                # also one that has told: it would go on slowing down all that is under the folder
+                pool.watched.pop(folder, None)
+                self._hands.alarm(folder, None)
                 continue
             limit = knobs.memory_now() + growth
             # a new threshold for each page would cost more than a look too many

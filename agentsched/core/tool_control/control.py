@@ -236,8 +236,11 @@ class ToolControl:
         for index, (running, grant) in enumerate(zip(line, grants, strict=True)):
             waiting = running.frozen_since_s is not None or (running.stopped and grant < self._step)
             running.set_waiting(now, waiting)
-            cap = running.memory_bytes + grant
             before = running.cap_bytes
+            cap = running.memory_bytes + grant
+            if before is not None and not grant:
+                # where a cap only slows down, it is exceeded: what was taken so must not become the next cap
+                cap = min(cap, before)
             if before is None or cap > before or before - cap >= self._step:
                 if before is None or cap > before:
                     running.granted_s = now
