@@ -84,8 +84,8 @@ class Trial:
         out = self.outcome
         async with aiohttp.ClientSession() as http:
             try:
-                for _ in range(kills):
-                    await self._one_life(http)
+                for number in range(kills):
+                    await self._one_life(http, from_ready=number % 2 == 1)
                 self._victim.start()
                 await self._look(http)
                 await self._agents.end(patience_s)
@@ -103,10 +103,13 @@ class Trial:
         self._replay()
         return out
 
-    async def _one_life(self, http: aiohttp.ClientSession) -> None:
+    async def _one_life(self, http: aiohttp.ClientSession, *, from_ready: bool) -> None:
+        """``from_ready``: it is as long from then on, so that a busy machine sees more than starts."""
         out = self.outcome
         self._victim.start()
         looking = asyncio.create_task(self._look(http))
+        if from_ready:
+            await asyncio.wait([looking])
         await asyncio.sleep(self._random.uniform(*self._life_s))
         self._agents.check()
         if not looking.done():
