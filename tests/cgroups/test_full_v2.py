@@ -120,7 +120,7 @@ def test_a_cap_is_taken_back_by_the_watchdog_when_nobody_renews_it(host: HostLea
     hands.freeze(place)
     with start(place, "true") as frozen:
         assert eventually(lambda: frozen.pid in tree.pids(place.leaf))
-        assert counted(place, "cgroup.events", "frozen") == 1
+        assert eventually(lambda: counted(place, "cgroup.events", "frozen") == 1)
         began_s = time.monotonic()
         assert frozen.wait(20) == 0
         assert time.monotonic() - began_s < 5.0
