@@ -71,8 +71,7 @@ class GapIndex:
         steps = worth_of_gap(self._foresight.gap(state, program), program.gap_since_s, orders.now)
         reason = f"away with {program.gap_key or 'no tool'}: index {steps[0].value:.2f}/s now"
         orders.retain(program, program.seat, steps, steps[-1].until_s, reason, host=steps)
-        ends_s = told_ends_s(state, program)
-        if ends_s:
+        if program.host_held_tokens and (ends_s := told_ends_s(state, program)):
             back_s = ends_s[len(ends_s) // EARLY]
             told = f"its tool tells that it may end in {back_s - orders.now:.1f} s"
             _fetch(state, orders, program, back_s, told)
